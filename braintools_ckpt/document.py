@@ -1,0 +1,157 @@
+"""The Document: what stands between Python objects and bytes.
+
+A document is a *structure*, a table of *arrays* and the user's *metadata*. It knows neither jax nor files. The
+encoder makes one from a tree, the writer turns it into bytes, the reader makes one from bytes (its arrays stay in
+the file until they are asked for), and the merger turns it into a tree again.
+
+The structure is made of values that MessagePack holds natively, so that it is packed and unpacked in C::
+
+    value := None | bool | int (64 bits) | float | str | bytes
+           | {str: value, ...}                 a dict whose keys are all strings
+           | [LIST, value, ...]                a list
+           | [ARRAY, index]                    an entry of the array table
+           | [ITEMS, key, value, ...]          a dict with keys of any type
+           | [NODE, tag, value]                an object of the type `tag`; the value holds its parts
+           | [NODE, tag, value, attributes]    ... and a dict of attributes that are not parts (class, version ...)
+           | [LEAF, tag, value]                the same for an object that is one leaf of the tree
+           | [LEAF, tag, value, attributes]
+           | [REF, index]                      a value of the shared table: an object that is met more than once
+
+A MessagePack array is always one of these nodes, a map is always a dict with string keys, and everything else is
+itself; so no string and no key is ever special.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+LIST, ARRAY, ITEMS, NODE, LEAF, REF = range(6)
+
+Value: TypeAlias = Any
+Kind: TypeAlias = Literal["numpy", "jax", "jax_weak"]
+
+
+class ArraySpec(NamedTuple):
+    """What is known of an array without its data.
+
+    ``dtype`` is the dtype that the array has in Python (with its byte order); ``kind`` is the library it
+    belongs to: ``numpy``, ``jax``, or ``jax_weak`` for a weakly typed jax array.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    kind: Kind
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        size = 1
+        for n in self.shape:
+            size *= n
+        return size
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes of the data."""
+        return self.size * self.dtype.itemsize
+
+
+class ArrayTable(Protocol):
+    """The arrays of a document: live objects when saving, references into a file when loading."""
+
+    specs: Sequence[ArraySpec]
+
+    def read(self, indices: Sequence[int]) -> list[np.ndarray[Any, Any]]:
+        """Give fresh, writable host arrays, one for each index, in that order."""
+        ...
+
+    def read_part(self, index: int, selection: Any) -> np.ndarray[Any, Any]:
+        """Give ``array[selection]``, reading as little as possible."""
+        ...
+
+
+class LiveArrays:
+    """An array table over arrays in memory: numpy arrays, or objects that ``numpy.asarray`` takes."""
+
+    def __init__(self) -> None:
+        self.specs: list[ArraySpec] = []
+        self.sources: list[Any] = []
+
+    def add(self, spec: ArraySpec, source: Any) -> int:
+        """Append an array and return its index."""
+        self.specs.append(spec)
+        self.sources.append(source)
+        return len(self.specs) - 1
+
+    def host(self, index: int) -> np.ndarray[Any, Any]:
+        """Give the array on the host, without a copy where it lies there already."""
+        return np.asarray(self.sources[index])
+
+    def read(self, indices: Sequence[int]) -> list[np.ndarray[Any, Any]]:
+        """Give copies of the arrays, which belong to the caller."""
+        return [np.array(self.host(index), order="C") for index in indices]
+
+    def read_part(self, index: int, selection: Any) -> np.ndarray[Any, Any]:
+        """Give a copy of a part of one array."""
+        return np.array(self.host(index)[selection])
+
+    def snapshot(self) -> None:
+        """Take every array to the host, and copy those that the caller could still change."""
+        for source in self.sources:
+            if not isinstance(source, np.ndarray):
+                source.copy_to_host_async()
+        self.sources = [
+            np.array(source) if isinstance(source, np.ndarray) else np.asarray(source) for source in self.sources
+        ]
+
+
+@dataclass
+class Document:
+    """A tree as plain values: its structure, the values met more than once, its arrays and the metadata."""
+
+    structure: Value
+    arrays: ArrayTable
+    shared: list[Value] = field(default_factory=list)
+    metadata: dict[str, Value] = field(default_factory=dict)
+
+    def resolve(self, value: Value) -> Value:
+        """Follow a reference into the shared table; any other value is itself."""
+        while type(value) is list and value[0] == REF:
+            value = self.shared[value[1]]
+        return value
+
+
+class Walked(NamedTuple):
+    """One part of a structure: where it is and what stands there."""
+
+    path: tuple[Any, ...]
+    value: Value
+
+
+def children(value: Value, key_of: Callable[[Value], Any]) -> Iterator[tuple[Any, Value]]:
+    """Yield the parts of a container with their keys; a leaf has none.
+
+    ``key_of`` turns the encoded key of an ``ITEMS`` node into the Python key.
+    """
+    if type(value) is dict:
+        yield from value.items()
+    elif type(value) is list:
+        kind = value[0]
+        if kind == LIST:
+            yield from enumerate(value[1:])
+        elif kind == ITEMS:
+            for position in range(1, len(value), 2):
+                yield key_of(value[position]), value[position + 1]
+        elif kind == NODE:
+            yield from children(value[2], key_of)
+
+
+def is_container(value: Value) -> bool:
+    """Tell whether a value of a structure has parts of its own."""
+    if type(value) is list:
+        return value[0] in (LIST, ITEMS) or (value[0] == NODE and is_container(value[2]))
+    return type(value) is dict
