@@ -1,0 +1,223 @@
+"""jax: arrays, typed PRNG keys, ``ShapeDtypeStruct`` as a template, ``Partial``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..document import ArraySpec, Value
+from ..errors import LinkedPath, SerializationError, format_array
+from ..tree.containers import as_items, container_mismatch, node_parts, plan_fields
+from ..tree.decode import Decoder
+from ..tree.encode import Encoder, Trouble
+from ..tree.merge import Build, Merger, Want, constant
+from ..tree.registry import Handler, Registry
+
+
+class WideDtypeError(Exception):
+    """A 64-bit array has to become a jax array while jax is limited to 32 bits."""
+
+    def __init__(self, index: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.index = index
+        self._array = format_array(dtype, shape)
+        self._narrow = str(jax.dtypes.canonicalize_dtype(dtype))
+
+    def explain(self, path: str | None) -> str:
+        """Say what is wrong and which ways out there are."""
+        where = f" at path {path}" if path else ""
+        return (
+            f"Cannot load {self._array}{where} as a jax array without losing precision: jax is limited to 32 bits. "
+            "Call jax.config.update('jax_enable_x64', True), or pass arrays='numpy', or pass a target whose leaf is "
+            f"{self._narrow}."
+        )
+
+
+class JaxArrayHandler(Handler):
+    """``jax.Array``, on any number of devices of this process; typed PRNG keys too."""
+
+    def encode(self, array: Any, encoder: Encoder) -> Value:
+        """Refer to the array; it goes to the host when it is written."""
+        if array.is_deleted():
+            raise _trouble("Cannot save the jax array at path {}: it has been deleted or donated.")
+        if not array.is_fully_addressable:
+            raise _trouble(
+                "Cannot save the jax array at path {}: its shards lie on several processes. Save with Orbax, or gather "
+                "it with jax.experimental.multihost_utils.process_allgather."
+            )
+        dtype = array.dtype
+        if not isinstance(dtype, np.dtype):
+            data = encoder.encode(jax.random.key_data(array))
+            return encoder.leaf("jax.key", data, impl=str(jax.random.key_impl(array)))
+        return encoder.array(ArraySpec(dtype, array.shape, "jax_weak" if array.weak_type else "jax"), array)
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        """Ask for an array of the target's shape, dtype, device and sharding."""
+        if not isinstance(target.dtype, np.dtype):
+            return plan_key(target, value, path, merger)
+        kind = "jax_weak" if target.weak_type else "jax"
+        sharding = None if target.is_deleted() or not target.committed else target.sharding
+        return merger.plan_array(target, Want(kind, target.dtype, target.shape, sharding), value, path)
+
+
+class StructHandler(Handler):
+    """``jax.ShapeDtypeStruct``: a template for an array that does not exist yet."""
+
+    tracked = False
+
+    def encode(self, struct: Any, encoder: Encoder) -> Value:
+        """Refuse: there is no data."""
+        raise _trouble("Cannot save the jax.ShapeDtypeStruct at path {}: it is a template and holds no data.")
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        """Ask for a jax array of that shape and dtype."""
+        if not isinstance(target.dtype, np.dtype):
+            return plan_key(target, value, path, merger)
+        kind = "jax_weak" if getattr(target, "weak_type", False) else "jax"
+        return merger.plan_array(target, Want(kind, target.dtype, tuple(target.shape), target.sharding), value, path)
+
+
+class TracerHandler(Handler):
+    """Values inside a function that jax is tracing."""
+
+    def encode(self, tracer: Any, encoder: Encoder) -> Value:
+        """Refuse: there is no data."""
+        raise _trouble(
+            "Cannot save the traced value at path {}: inside jit, scan or grad it has no data yet. Save outside of the "
+            "transformed function."
+        )
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        """Refuse likewise."""
+        raise SerializationError(f"Cannot load into the traced value at path {merger.format(path)}.")
+
+
+def _trouble(text: str) -> Trouble:
+    return Trouble(lambda path: SerializationError(text.format(path)))
+
+
+class KeyHandler(Handler):
+    """Typed PRNG keys: their data and the name of their implementation."""
+
+    tag = "jax.key"
+
+    def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
+        """Wrap the data."""
+        return jax.random.wrap_key_data(decoder.decode(state), impl=attributes["impl"])
+
+
+def plan_key(target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+    """Ask for keys of the target's implementation and shape."""
+    impl = _impl(target)
+    found = node_parts(value, "jax.key")
+    if found is None:
+        return merger.leaf_mismatch(target, f"key<{impl}>{list(target.shape)}", value, path)
+    state, attributes = found
+    if attributes["impl"] != impl:
+        return merger.mismatch("dtype", target, path, "PRNG key mismatch", f"key<{impl}>", f"key<{attributes['impl']}>")
+    spec = merger.specs[state[1]]
+    if spec.shape[:-1] != target.shape:
+        texts = f"key<{impl}>{list(target.shape)}", f"key<{impl}>{list(spec.shape[:-1])}"
+        return merger.mismatch("shape", target, path, "Array shape mismatch", *texts)
+    sharding = target.sharding if getattr(target, "committed", False) else None
+    data = merger.plan_array(target, Want("jax", spec.dtype, spec.shape, sharding), state, path)
+    return lambda: jax.random.wrap_key_data(data(), impl=impl)
+
+
+def _impl(target: Any) -> str:
+    if isinstance(target, jax.Array):
+        return str(jax.random.key_impl(target))
+    return str(jax.random.key_impl(jax.eval_shape(lambda: jnp.empty(target.shape, target.dtype))))
+
+
+class PartialHandler(Handler):
+    """``jax.tree_util.Partial``: arguments are saved, the function comes from the target."""
+
+    tag = "jax.Partial"
+
+    def encode(self, partial: Any, encoder: Encoder) -> Value:
+        """Write the arguments."""
+        return encoder.node(self.tag, encoder.fields({"args": partial.args, "keywords": partial.keywords}))
+
+    def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
+        """Give the arguments."""
+        return decoder.plain(
+            state,
+            "The checkpoint holds a jax.tree_util.Partial: without a target its function is not known, and it is "
+            "loaded as a dict of args and keywords.",
+        )
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        """Plan the arguments."""
+        found = node_parts(value, self.tag)
+        items = as_items(found[0] if found else value)
+        if items is None:
+            return container_mismatch(target, "a jax.tree_util.Partial", value, path, merger)
+        plans = dict(plan_fields({"args": target.args, "keywords": target.keywords}, items, path, merger))
+        return lambda: type(target)(target.func, *plans["args"](), **plans["keywords"]())
+
+
+def place(arrays: Sequence[np.ndarray[Any, Any]], wants: Sequence[Want]) -> list[Any]:
+    """Make jax arrays of host arrays that nobody else will ever write to, without a copy where that is possible.
+
+    Raises
+    ------
+    WideDtypeError
+        If an array has 64-bit numbers and jax does not.
+    """
+    for index, want in enumerate(wants):
+        if jax.dtypes.canonicalize_dtype(want.dtype) != want.dtype:
+            raise WideDtypeError(index, want.dtype, want.shape)
+    free = [i for i, want in enumerate(wants) if want.sharding is None]
+    bound = [i for i, want in enumerate(wants) if want.sharding is not None]
+    placed: list[Any] = [None] * len(arrays)
+    for i, array in zip(free, jax.device_put([arrays[i] for i in free], may_alias=True), strict=True):
+        placed[i] = array
+    shardings = [wants[i].sharding for i in bound]
+    for i, array in zip(bound, jax.device_put([arrays[i] for i in bound], shardings, may_alias=True), strict=True):
+        placed[i] = array
+    for i, want in enumerate(wants):
+        if want.kind == "jax_weak":
+            placed[i] = _weak(placed[i])
+    return placed
+
+
+def _weak(array: Any) -> Any:
+    """Make an array weakly typed: its dtype then gives way to that of what it meets."""
+    number = {"i": 0, "u": 0, "f": 0.0, "c": 0j}.get(array.dtype.kind)
+    if number is None or array.weak_type:
+        return array
+    weak = jnp.broadcast_to(jnp.asarray(number), array.shape)
+    if weak.dtype != array.dtype:
+        return array
+    result = weak.at[...].set(array)
+    return jax.device_put(result, array.sharding) if array.committed else result
+
+
+class Types(NamedTuple):
+    """One row of what jax registers."""
+
+    type: type
+    handler: Handler
+
+
+def set_up(registry: Registry) -> None:
+    """Register the types of jax."""
+    array = JaxArrayHandler()
+    rows: list[tuple[Any, Handler]] = [
+        (jax.Array, array),
+        (jax.core.Tracer, TracerHandler()),
+        (jax.ShapeDtypeStruct, StructHandler()),
+        (jax.tree_util.Partial, PartialHandler()),
+    ]
+    for ty, handler in rows:
+        registry.register(ty, handler)
+    registry.register_tag(KeyHandler())
+
+
+Setup = Callable[[Registry], None]
+__all__ = ["WideDtypeError", "constant", "place", "set_up"]

@@ -1,0 +1,514 @@
+"""The public functions: how the layers are put together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, get_args
+
+from .document import Document, LiveArrays
+from .errors import AlreadyExistsError, CheckpointTooLargeError, InvalidCheckpointPath
+from .format import legacy, reader, writer
+from .storage.local import atomic_write
+from .storage.sinks import BytesSink, Sink, StreamSink
+from .storage.sources import BufferSource, Source, open_source
+from .tree import registry
+from .tree.decode import decode_metadata
+from .tree.encode import encode
+from .tree.merge import ArraysMode, Options, UnitsMode, load_plain, merge
+from .tree.mismatch import MismatchMode, check_mode
+from .tree.objects import msgpack_register_serialization, serializable
+from .tree.rename import Rename, rename
+from .tree.state_dict import to_state_dict
+
+if TYPE_CHECKING:
+    from .async_manager import AsyncManager
+
+Format: TypeAlias = Literal["v1", "flax"]
+File: TypeAlias = str | os.PathLike[str] | BinaryIO
+
+
+def msgpack_save(
+    filename: File,
+    target: Any,
+    overwrite: bool = True,
+    async_manager: AsyncManager | None = None,
+    verbose: bool = False,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    format: Format = "v1",  # noqa: A002
+    durable: bool = True,
+    progress: bool = False,
+) -> str:
+    """Save a tree as one file.
+
+    The file appears whole or not at all: it is written beside its place, synced to the disk and renamed.
+
+    Parameters
+    ----------
+    filename : str, os.PathLike or binary file object
+        Where to save. Directories that are missing are made; a symbolic link is written through.
+    target : pytree
+        What to save: nested containers of arrays, quantities, states, scalars and registered classes. It is not
+        changed.
+    overwrite : bool, default True
+        Replace an existing file.
+    async_manager : AsyncManager, optional
+        Write in the background. The values saved are those of the moment of the call.
+    verbose : bool, default False
+        Print where the checkpoint goes.
+    metadata : mapping, optional
+        Anything small that describes the checkpoint (step, metrics, versions), with string keys. It can be read
+        without reading the tree, by :func:`open_checkpoint`.
+    format : {'v1', 'flax'}, default 'v1'
+        ``'flax'`` writes plain state dicts that ``braintools.file`` and ``flax.serialization`` read; types, units'
+        names and metadata are lost then.
+    durable : bool, default True
+        Sync file and directory, so that the checkpoint survives a power cut. Without it a save is faster.
+    progress : bool, default False
+        Show a bar of the bytes written.
+
+    Returns
+    -------
+    str
+        The file's name.
+
+    Raises
+    ------
+    AlreadyExistsError
+        If the file exists and ``overwrite`` is false.
+    SerializationError
+        If something in the tree cannot be saved; the message names its path, and nothing is written.
+    HandlerError
+        If a registered handler failed.
+    OSError
+        If the file cannot be written; the old one, if there was one, is intact.
+
+    See Also
+    --------
+    msgpack_load : The way back.
+    msgpack_dumps : The same to bytes.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import brainunit as u, jax.numpy as jnp
+    >>> path = os.path.join(tempfile.mkdtemp(), "run", "state.msgpack")
+    >>> state = {"V": jnp.array([-65.0, -60.0]) * u.mV, "t": 5 * u.ms, "layers": [jnp.ones(2), (1, "relu")]}
+    >>> name = msgpack_save(path, state, metadata={"step": 100})
+    >>> loaded = msgpack_load(path)
+    >>> str(loaded["V"].unit), loaded["layers"][1]
+    ('mV', (1, 'relu'))
+    """
+    _check_choice("format", format, get_args(Format))
+    if metadata is not None and format == "flax":
+        raise ValueError("format='flax' has no place for metadata: put it into the tree, or use format='v1'.")
+    name = _local_name(filename)
+    if verbose:
+        print(f"Saving checkpoint into {name or filename}")  # noqa: T201
+    if async_manager is not None:
+        async_manager.wait_previous_save()
+    if name is not None and not overwrite and os.path.lexists(name):
+        raise AlreadyExistsError(name)
+    document = encode(target, registry, metadata=metadata)
+    put = _writer(document, format)
+
+    def task() -> None:
+        with _opened(filename, name, overwrite, durable, progress, document) as sink:
+            put(sink)
+
+    if async_manager is None:
+        task()
+    else:
+        if isinstance(document.arrays, LiveArrays):
+            document.arrays.snapshot()
+        async_manager.save_async(task)
+    return name or str(getattr(filename, "name", filename))
+
+
+def msgpack_load(
+    filename: File,
+    target: Any | None = None,
+    parallel: bool = True,
+    mismatch: MismatchMode = "error",
+    max_size: int | None = None,
+    verbose: bool = False,
+    *,
+    partial: bool = False,
+    rename: Rename | None = None,
+    units: UnitsMode = "exact",
+    arrays: ArraysMode = "saved",
+    mmap: bool = False,
+    verify: bool = True,
+    raw: bool = False,
+    progress: bool = False,
+) -> Any:
+    """Load a tree from a file.
+
+    Files of ``braintools.file`` and ``flax.serialization`` are recognised and loaded, too.
+
+    Parameters
+    ----------
+    filename : str, os.PathLike or binary file object
+        The file.
+    target : pytree, optional
+        What the result has to look like: its containers, shapes, dtypes, units, devices and shardings. Its values are
+        not used, but where something does not fit. Stateful parts (``brainstate.State``) are updated in place, after
+        everything else has succeeded. Leaves may be ``jax.ShapeDtypeStruct``.
+    parallel : bool, default True
+        Read large arrays with several threads.
+    mismatch : {'error', 'warn', 'ignore'}, default 'error'
+        What to do when file and target differ. ``'error'`` reports all differences in one exception and loads nothing;
+        with the others the target's own value stays where something does not fit.
+    max_size : int, optional
+        The largest file to accept, in bytes.
+    verbose : bool, default False
+        Print where the checkpoint comes from.
+    partial : bool, default False
+        The target names only a part: what only the file has is no mismatch, and is not read.
+    rename : mapping or callable, optional
+        From paths of the file to paths of the target, such as ``{'encoder/w': 'trunk/w'}``.
+    units : {'exact', 'convert'}, default 'exact'
+        Whether a quantity in another unit of the same dimension is a mismatch, or is converted to the target's unit.
+    arrays : {'saved', 'numpy', 'jax'}, default 'saved'
+        What arrays become where no target says it: what they were, all numpy, or all jax (but for dtypes that jax does
+        not have).
+    mmap : bool, default False
+        Map the file instead of reading it: numpy arrays are copy-on-write views of it, jax arrays on the CPU use them
+        in place. The file must not be changed while they live; their checksums are not checked.
+    verify : bool, default True
+        Check all data that is read against its checksums.
+    raw : bool, default False
+        Give the plain state dict: nested dicts with string keys and numpy arrays.
+    progress : bool, default False
+        Show a bar of the bytes read.
+
+    Returns
+    -------
+    pytree
+        The tree; numpy arrays in it are writable.
+
+    Raises
+    ------
+    CheckpointNotFoundError
+        If there is no such file (a ``FileNotFoundError`` and a ``ValueError``).
+    CorruptCheckpointError
+        If the file is not a checkpoint, or not as it was written.
+    MismatchError
+        If file and target differ and ``mismatch`` is ``'error'``; no object was changed.
+    CheckpointTooLargeError
+        If the file is larger than ``max_size``.
+
+    See Also
+    --------
+    msgpack_save : The way there.
+    open_checkpoint : Look into a file, read single leaves.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> path = msgpack_save(os.path.join(tempfile.mkdtemp(), "w.msgpack"), {"w": np.arange(3.0), "b": 1})
+    >>> msgpack_load(path, target={"w": np.zeros(3, np.float32), "b": 0})
+    {'w': array([0., 1., 2.], dtype=float32), 'b': 1}
+    >>> msgpack_load(path, target={"w": np.zeros(4), "b": 0})
+    Traceback (most recent call last):
+        ...
+    braintools_ckpt.errors.MismatchError: Array shape mismatch: expected float64[4], got float64[3] at path w. ...
+    """
+    options = _options(target, mismatch, partial, units, arrays, raw)
+    _local_name(filename)
+    if verbose:
+        print(f"Loading checkpoint from {filename}")  # noqa: T201
+    with open_source(filename) as source:
+        _check_size(source, max_size)
+        with _progress(progress, "loading", source.size) as on_bytes:
+            document = open_document(_counting(source, on_bytes), verify=verify, mmap=mmap, parallel=parallel)
+            return load_document(document, target, options, rename=rename, raw=raw)
+
+
+def msgpack_dumps(target: Any, *, metadata: Mapping[str, Any] | None = None, format: Format = "v1") -> bytes:  # noqa: A002
+    """Give a tree as bytes: those that :func:`msgpack_save` would write.
+
+    Parameters
+    ----------
+    target : pytree
+        What to save.
+    metadata : mapping, optional
+        As in :func:`msgpack_save`.
+    format : {'v1', 'flax'}, default 'v1'
+        As in :func:`msgpack_save`.
+
+    Returns
+    -------
+    bytes
+        The checkpoint.
+
+    Raises
+    ------
+    SerializationError
+        If something in the tree cannot be saved.
+
+    Examples
+    --------
+    >>> msgpack_loads(msgpack_dumps({"step": 3, "name": "run"}))
+    {'step': 3, 'name': 'run'}
+    """
+    _check_choice("format", format, get_args(Format))
+    if metadata is not None and format == "flax":
+        raise ValueError("format='flax' has no place for metadata: put it into the tree, or use format='v1'.")
+    sink = BytesSink()
+    _writer(encode(target, registry, metadata=metadata), format)(sink)
+    return sink.getvalue()
+
+
+def msgpack_loads(
+    data: bytes | bytearray | memoryview,
+    target: Any | None = None,
+    parallel: bool = True,
+    mismatch: MismatchMode = "error",
+    max_size: int | None = None,
+    *,
+    partial: bool = False,
+    rename: Rename | None = None,
+    units: UnitsMode = "exact",
+    arrays: ArraysMode = "saved",
+    verify: bool = True,
+    raw: bool = False,
+) -> Any:
+    """Load a tree from bytes; see :func:`msgpack_load` for the parameters.
+
+    Parameters
+    ----------
+    data : bytes-like
+        The checkpoint.
+    target : pytree, optional
+        What the result has to look like.
+    parallel, mismatch, max_size, partial, rename, units, arrays, verify, raw
+        As in :func:`msgpack_load`.
+
+    Returns
+    -------
+    pytree
+        The tree.
+
+    Raises
+    ------
+    CorruptCheckpointError
+        If the bytes are not a checkpoint.
+    MismatchError
+        If checkpoint and target differ and ``mismatch`` is ``'error'``.
+
+    Examples
+    --------
+    >>> msgpack_loads(msgpack_dumps([1, (2, 3)]), target=[0, (0, 0)])
+    [1, (2, 3)]
+    """
+    options = _options(target, mismatch, partial, units, arrays, raw)
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"data must be bytes-like, got {type(data).__name__}. To load a file, use msgpack_load.")
+    with BufferSource(data) as source:
+        _check_size(source, max_size)
+        document = open_document(source, verify=verify, parallel=parallel)
+        return load_document(document, target, options, rename=rename, raw=raw)
+
+
+def msgpack_to_state_dict(target: Any) -> Any:
+    """Give a tree as nested dicts with string keys, whose leaves are the tree's own.
+
+    Parameters
+    ----------
+    target : pytree
+        The tree.
+
+    Returns
+    -------
+    dict or object
+        Lists and tuples as ``{'0': ..., '1': ...}``, quantities as ``{'mantissa', 'scale', 'base', 'dim', 'factor'}``,
+        states as their values; a single leaf is itself.
+
+    Raises
+    ------
+    SerializationError
+        If something in the tree cannot be saved.
+
+    Examples
+    --------
+    >>> msgpack_to_state_dict({"layers": [1, (2, 3)]})
+    {'layers': {'0': 1, '1': {'0': 2, '1': 3}}}
+    """
+    document = encode(target, registry)
+    live = document.arrays
+    assert isinstance(live, LiveArrays)  # noqa: S101
+    return to_state_dict(document, registry, live.sources.__getitem__)
+
+
+def msgpack_from_state_dict(target: Any, state: Any, name: str = ".", mismatch: MismatchMode = "error") -> Any:
+    """Load a state dict into a target.
+
+    Parameters
+    ----------
+    target : pytree
+        What the result has to look like.
+    state : dict or pytree
+        What :func:`msgpack_to_state_dict` gave, or a tree like the target.
+    name : str, default '.'
+        Where the target stands in a larger tree, for messages.
+    mismatch : {'error', 'warn', 'ignore'}, default 'error'
+        As in :func:`msgpack_load`.
+
+    Returns
+    -------
+    pytree
+        A tree like the target with the state's values; states in the target are updated in place.
+
+    Raises
+    ------
+    MismatchError
+        If state and target differ and ``mismatch`` is ``'error'``.
+
+    Examples
+    --------
+    >>> msgpack_from_state_dict([0, (0, 0)], {"0": 1, "1": {"0": 2, "1": 3}})
+    [1, (2, 3)]
+    """
+    path = None if name == "." else (None, name)
+    return merge(encode(state, registry), target, registry, Options(mismatch), path)
+
+
+# How documents are opened and loaded; open_checkpoint uses these too.
+
+
+def open_document(source: Source, *, verify: bool = True, mmap: bool = False, parallel: bool = True) -> Document:
+    """Make a document of a file of any known format."""
+    if reader.is_checkpoint(source):
+        return reader.read(source, verify=verify, mmap=mmap, parallel=parallel)
+    if mmap:
+        raise InvalidCheckpointPath(
+            f"{source.name} is not a file of braintools_ckpt's own format, and only those can be mapped. Load it "
+            "without mmap=True and save it again."
+        )
+    return legacy.read_state_dict(source.read(0, source.size), source.name)
+
+
+def load_document(
+    document: Document, target: Any | None, options: Options, *, rename: Rename | None = None, raw: bool = False
+) -> Any:
+    """Load a document, with a target or without."""
+    if rename is not None:
+        document = _rename(document, rename)
+    if raw:
+        arrays = document.arrays.read(range(len(document.arrays.specs)))
+        return to_state_dict(document, registry, arrays.__getitem__)
+    if target is None:
+        return load_plain(document, registry, options)
+    return merge(document, target, registry, options)
+
+
+_rename = rename
+
+
+def read_metadata(document: Document) -> dict[str, Any]:
+    """Give the metadata of a document as objects."""
+    return decode_metadata(document.metadata, registry)
+
+
+def _writer(document: Document, format_: Format) -> Callable[[Sink], None]:
+    if format_ == "v1":
+        return lambda sink: writer.write(document, sink)
+    live = document.arrays
+    assert isinstance(live, LiveArrays)  # noqa: S101
+    state = to_state_dict(document, registry, live.host)
+    return lambda sink: legacy.write_state_dict(state, sink)
+
+
+@contextlib.contextmanager
+def _opened(
+    file: File, name: str | None, overwrite: bool, durable: bool, progress: bool, document: Document
+) -> Iterator[Sink]:
+    size = sum(spec.nbytes for spec in document.arrays.specs)
+    with _progress(progress, "saving", size) as on_bytes:
+        if name is None:
+            yield StreamSink(file, on_bytes=on_bytes)  # type: ignore[arg-type]
+        else:
+            with atomic_write(name, overwrite=overwrite, durable=durable, on_bytes=on_bytes) as sink:
+                yield sink
+
+
+@contextlib.contextmanager
+def _progress(show: bool, what: str, size: int) -> Iterator[Callable[[int], None] | None]:
+    if not show:
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=size, desc=what, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+        yield lambda n: (bar.update(n), None)[1]
+
+
+def _counting(source: Source, on_bytes: Callable[[int], None] | None) -> Source:
+    if on_bytes is None:
+        return source
+    read_into = source.read_into
+
+    def counted(offset: int, *buffers: memoryview) -> None:
+        read_into(offset, *buffers)
+        on_bytes(sum(map(len, buffers)))
+
+    source.read_into = counted  # type: ignore[method-assign]
+    return source
+
+
+def _local_name(file: Any) -> str | None:
+    """Give the path of a file by name; None for a file object."""
+    if isinstance(file, (str, os.PathLike)):
+        name = os.fspath(file)
+        if not isinstance(name, str):
+            raise TypeError(f"filename must be a str path, got {type(name).__name__}.")
+        if not name:
+            raise ValueError("filename is empty.")
+        scheme, colons, _ = name.partition("://")
+        if colons and scheme.isalnum():
+            raise ValueError(
+                f"{name!r} is a URL, and msgpack_save and msgpack_load take local paths. Open it with "
+                "fsspec.open(url, 'wb') or 'rb', and pass the file object."
+            )
+        return name
+    if hasattr(file, "write") or hasattr(file, "read"):
+        return None
+    raise TypeError(f"filename must be a str, a PathLike or a binary file object, got {type(file).__name__}.")
+
+
+def _options(target: Any, mismatch: Any, partial: bool, units: Any, arrays: Any, raw: bool) -> Options:
+    check_mode(mismatch)
+    _check_choice("units", units, get_args(UnitsMode))
+    _check_choice("arrays", arrays, get_args(ArraysMode))
+    if raw and target is not None:
+        raise ValueError("raw=True gives the plain state dict and takes no target; pass one or the other.")
+    return Options(mismatch, partial, units, arrays)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def _check_size(source: Source, max_size: int | None) -> None:
+    if max_size is not None and source.size > max_size:
+        raise CheckpointTooLargeError(
+            f"Checkpoint data too large: {source.name} has {source.size} bytes, which exceeds maximum {max_size} bytes "
+            "(max_size=)."
+        )
+
+
+__all__ = [
+    "msgpack_dumps",
+    "msgpack_from_state_dict",
+    "msgpack_load",
+    "msgpack_loads",
+    "msgpack_register_serialization",
+    "msgpack_save",
+    "msgpack_to_state_dict",
+    "serializable",
+]

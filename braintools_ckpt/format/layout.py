@@ -1,0 +1,52 @@
+"""The byte layout of a checkpoint file, drawn once. ``docs/format.md`` is the specification.
+
+A file is a plain sequence of MessagePack objects::
+
+    HEADER    bin8    MAGIC, and the format version (uint32, little-endian)
+    PAD*      nil     as many as bring the next blob's data to a multiple of ALIGNMENT
+    BLOB      bin32   raw bytes: an array, a piece of a large one, or a pack of small ones
+    ...
+    INDEX     map     format, library, metadata, arrays, shared, structure
+    TRAILER   bin8    offset, length and xxh3 of INDEX (uint64 each, little-endian), and MAGIC again
+
+Arrays are little-endian and in C order. Their table is kept in columns:
+
+    specs       [[kind, dtype, shape], ...]   each distinct one once
+    spec        bin   uint32 for each array: its place in `specs`
+    offset      bin   uint64 for each array: where its bytes begin in the concatenation of all blobs' data
+    blob_at     bin   uint64 for each blob: where its data begins in the file
+    blob_size   bin   uint64 for each blob: how many bytes it has
+    hashes      bin   uint64 for each HASH_BLOCK (or rest) of each blob, in order: xxh3 of its bytes
+
+An array's bytes are contiguous in the concatenation of the blobs; one that is larger than MAX_BLOB spans several blobs.
+"""
+
+from __future__ import annotations
+
+import struct
+
+#: Line endings and an end-of-file mark are part of it, so that a transfer in text mode shows.
+MAGIC = b"\x89BTCKPT\r\n\x1a\n\x00"
+VERSION = 1
+HEADER = b"\xc4\x10" + MAGIC + struct.pack("<I", VERSION)
+HEADER_SIZE = len(HEADER)
+
+TRAILER = struct.Struct(f"<2sQQQ{len(MAGIC)}s")
+TRAILER_HEAD = bytes([0xC4, TRAILER.size - 2])
+
+#: Data of a blob begins at a multiple of this, so that a mapped file can be used in place.
+ALIGNMENT = 64
+BLOB_HEAD = struct.Struct(">BI")
+BIN32 = 0xC6
+NIL = b"\xc0"
+#: The largest multiple of ALIGNMENT that a MessagePack bin holds.
+MAX_BLOB = (1 << 32) - ALIGNMENT
+#: Blobs are hashed in blocks of this size, so that parts can be checked, and several at a time.
+HASH_BLOCK = 1 << 24
+
+#: Smaller arrays share a blob; larger ones have their own.
+PACKED_BELOW = 1 << 16
+#: A pack is closed when it has this many bytes: keeping one small leaf alive keeps no more than that.
+PACK_SIZE = 1 << 20
+#: Arrays in a pack begin at multiples of this (or of their item size, if that is a smaller power of two).
+PACK_ALIGNMENT = 16

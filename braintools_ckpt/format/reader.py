@@ -1,0 +1,476 @@
+"""From bytes to a Document whose arrays stay in the file until they are asked for.
+
+Every number that a file gives is checked against the file's size before anything is allocated or read by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgpack
+import numpy as np
+import xxhash
+
+from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, REF, ArraySpec, Document, Value
+from ..dtypes import parse, storage_dtype
+from ..errors import CorruptCheckpointError, UnsupportedVersionError
+from ..storage.sources import Source
+from . import layout
+
+Array = np.ndarray[Any, Any]
+_KINDS = ("numpy", "jax", "jax_weak")
+_READERS = 4
+
+
+def is_checkpoint(source: Source) -> bool:
+    """Tell by the first bytes whether this is a file of our own format (of any version)."""
+    return source.size >= layout.HEADER_SIZE and source.read(0, 14) == layout.HEADER[:14]
+
+
+def read(source: Source, *, verify: bool = True, mmap: bool = False, parallel: bool = True) -> Document:
+    """Read the index of a file.
+
+    Parameters
+    ----------
+    source : Source
+        The file.
+    verify : bool
+        Check the bytes of arrays against their checksums whenever they are read.
+    mmap : bool
+        Give arrays that are views of a copy-on-write mapping; their bytes are then read on first use, unchecked.
+    parallel : bool
+        Read large arrays with several threads.
+
+    Returns
+    -------
+    Document
+        With lazy arrays; the source must stay open while they are used.
+
+    Raises
+    ------
+    CorruptCheckpointError
+        If this is not a checkpoint, or not as it was written.
+    UnsupportedVersionError
+        If a newer version of the library wrote it.
+    """
+    index = _read_index(source)
+    try:
+        arrays = StoredArrays(source, index["arrays"], _index_span(source)[0], verify, mmap, parallel)
+        document = Document(index["structure"], arrays, index["shared"], index["metadata"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, CorruptCheckpointError):
+            raise
+        raise _corrupt(source, f"its index is malformed ({type(error).__name__}: {error})") from error
+    check_structure(document, source.name)
+    return document
+
+
+def read_metadata(source: Source) -> dict[str, Value]:
+    """Read the metadata alone, without unpacking the structure."""
+    unpacker = msgpack.Unpacker(max_buffer_size=0, strict_map_key=True)
+    unpacker.feed(_index_bytes(source))
+    for _ in range(unpacker.read_map_header()):
+        if unpacker.unpack() == "metadata":
+            metadata = unpacker.unpack()
+            if type(metadata) is dict:
+                return metadata
+            break
+        unpacker.skip()
+    raise _corrupt(source, "its index has no metadata")
+
+
+def _corrupt(source: Source, what: str) -> CorruptCheckpointError:
+    return CorruptCheckpointError(
+        f"Corrupt checkpoint {source.name}: {what}. The file was damaged or cut short after it was written; use "
+        "another copy."
+    )
+
+
+def _index_span(source: Source) -> tuple[int, int, int]:
+    """Give offset, length and hash of the index, from the trailer."""
+    head = source.read(0, layout.HEADER_SIZE)
+    if head[: len(layout.HEADER) - 4] != layout.HEADER[:-4]:
+        raise _corrupt(source, "its first bytes are not those of a checkpoint")
+    version = int.from_bytes(head[-4:], "little")
+    if version != layout.VERSION:
+        raise UnsupportedVersionError(
+            f"The checkpoint {source.name} has format version {version}, and this version of braintools_ckpt reads "
+            f"version {layout.VERSION}. Run: pip install --upgrade braintools-ckpt"
+        )
+    at = source.size - layout.TRAILER.size
+    if at < layout.HEADER_SIZE:
+        raise _corrupt(source, f"it has only {source.size} bytes")
+    kind, offset, length, digest, magic = layout.TRAILER.unpack(source.read(at, layout.TRAILER.size))
+    if kind != layout.TRAILER_HEAD or magic != layout.MAGIC:
+        raise _corrupt(source, "its last bytes are not those of a checkpoint")
+    if offset < layout.HEADER_SIZE or offset + length != at:
+        raise _corrupt(source, "its trailer points outside of it")
+    return offset, length, digest
+
+
+def _index_bytes(source: Source) -> bytes:
+    offset, length, digest = _index_span(source)
+    data = source.read(offset, length)
+    if xxhash.xxh3_64_intdigest(data) != digest:
+        raise _corrupt(source, "the checksum of its index does not match")
+    return data
+
+
+def _read_index(source: Source) -> dict[str, Any]:
+    data = _index_bytes(source)
+    size = len(data)
+    try:
+        index = msgpack.unpackb(
+            data,
+            strict_map_key=True,
+            max_str_len=size,
+            max_bin_len=size,
+            max_array_len=size,
+            max_map_len=size,
+            max_ext_len=0,
+            object_pairs_hook=_unique,
+        )
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise _corrupt(source, f"its index cannot be unpacked ({type(error).__name__}: {error})") from error
+    if type(index) is not dict:
+        raise _corrupt(source, "its index is not a map")
+    return index
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key occurs twice in one map")
+    return made
+
+
+class StoredArrays:
+    """The array table of a file."""
+
+    def __init__(
+        self, source: Source, table: dict[str, Any], end: int, verify: bool, mmap: bool, parallel: bool
+    ) -> None:
+        self._source = source
+        self._verify = verify
+        self._mapped = source.map() if mmap else None
+        self._parallel = parallel
+        specs = [_spec(*row) for row in table["specs"]]
+        column = _column(table["spec"], "<u4").tolist()
+        self.specs: Sequence[ArraySpec] = [specs[i] for i in column]
+        stored = [spec.size * storage_dtype(spec.dtype).itemsize for spec in specs]
+        self._sizes = [stored[i] for i in column]
+        self._offsets: list[int] = _column(table["offset"], "<u8").tolist()
+        self._blob_at: list[int] = _column(table["blob_at"], "<u8").tolist()
+        self._blob_size: list[int] = _column(table["blob_size"], "<u8").tolist()
+        self._hashes: list[int] = _column(table["hashes"], "<u8").tolist()
+        self._hash_block: int = table["hash_block"]
+        self._check(end)
+
+    def _check(self, end: int) -> None:
+        """Check that blobs follow each other with nothing but padding between, and that arrays lie inside them."""
+        if type(self._hash_block) is not int or self._hash_block < 4096 or len(self._blob_at) != len(self._blob_size):
+            raise ValueError("the table of blobs is not consistent")
+        self._starts, self._first_hash = [0], [0]
+        at = layout.HEADER_SIZE
+        for start, size in zip(self._blob_at, self._blob_size, strict=True):
+            gap = start - at - layout.BLOB_HEAD.size
+            if not 0 <= gap < layout.ALIGNMENT or start % layout.ALIGNMENT or not 0 < size < 1 << 32:
+                raise ValueError("a blob is not where it should be")
+            at = start + size
+            self._starts.append(self._starts[-1] + size)
+            self._first_hash.append(self._first_hash[-1] + -(-size // self._hash_block))
+        if at != end or self._first_hash[-1] != len(self._hashes):
+            raise ValueError("the blobs do not fill the file")
+        if len(self._offsets) != len(self.specs):
+            raise ValueError("the columns of the array table differ in length")
+        total = self._starts[-1]
+        if sum(self._sizes) > total:
+            raise ValueError("arrays share bytes")
+        if any(offset + size > total for offset, size in zip(self._offsets, self._sizes, strict=True)):
+            raise ValueError("an array lies outside of the blobs")
+
+    # Reading.
+
+    def read(self, indices: Sequence[int]) -> list[Array]:
+        """Give writable arrays: fresh memory, or views of the mapping."""
+        plan = _ReadPlan(self, indices)
+        if self._mapped is None:
+            plan.fetch()
+        return plan.arrays()
+
+    def read_part(self, index: int, selection: Any) -> Array:
+        """Give ``array[selection]``; of a large array, only the rows from the first to the last that are asked for."""
+        spec = self.specs[index]
+        rows = _row_range(selection, spec.shape)
+        if rows is None or self._mapped is not None or spec.dtype != storage_dtype(spec.dtype):
+            return np.asarray(self.read([index])[0][selection])
+        start, stop, rest = rows
+        stride = spec.nbytes // spec.shape[0]
+        data = _aligned(stride * (stop - start))
+        self._read_span(self._offsets[index] + start * stride, memoryview(data))
+        return np.asarray(data.view(spec.dtype).reshape(stop - start, *spec.shape[1:])[rest])
+
+    def _read_span(self, offset: int, out: memoryview) -> None:
+        """Fill ``out`` from the concatenation of the blobs, checking the blocks that it touches."""
+        blob = _last_at_most(self._starts, offset)
+        while out:
+            inside = offset - self._starts[blob]
+            step = min(len(out), self._blob_size[blob] - inside)
+            first, last = inside // self._hash_block, (inside + step - 1) // self._hash_block
+            for block in range(first, last + 1):
+                low = max(inside, block * self._hash_block)
+                high = min(inside + step, (block + 1) * self._hash_block)
+                self._read_block(blob, block, low, out[low - inside : high - inside])
+            out = out[step:]
+            offset += step
+            blob += 1
+
+    def _read_block(self, blob: int, block: int, low: int, out: memoryview) -> None:
+        """Fill ``out`` with the bytes of one block from ``low`` on."""
+        start = block * self._hash_block
+        size = min(self._hash_block, self._blob_size[blob] - start)
+        if not self._verify or (low == start and len(out) == size):
+            self._source.read_into(self._blob_at[blob] + low, out)
+            self._check_block(blob, block, out)
+            return
+        whole = memoryview(bytearray(size))
+        self._source.read_into(self._blob_at[blob] + start, whole)
+        self._check_block(blob, block, whole)
+        out[:] = whole[low - start : low - start + len(out)]
+
+    def _check_block(self, blob: int, block: int, data: memoryview) -> None:
+        if self._verify and xxhash.xxh3_64_intdigest(data) != self._hashes[self._first_hash[blob] + block]:
+            at = self._blob_at[blob] + block * self._hash_block
+            raise _corrupt(self._source, f"the checksum of the data at byte {at} does not match{self._whose(blob)}")
+
+    def _whose(self, blob: int) -> str:
+        low, high = self._starts[blob], self._starts[blob + 1]
+        held = [i for i, o in enumerate(self._offsets) if o < high and o + self._sizes[i] > low and self._sizes[i]]
+        return f" (array {held[0]} of the file)" if len(held) == 1 else f" ({len(held)} arrays of the file)"
+
+    def _check_gap(self, blob: int) -> None:
+        """Check the padding and the head before a blob: they must be what they must be."""
+        before = self._blob_at[blob - 1] + self._blob_size[blob - 1] if blob else layout.HEADER_SIZE
+        gap = self._source.read(before, self._blob_at[blob] - before)
+        head = layout.BLOB_HEAD.pack(layout.BIN32, self._blob_size[blob])
+        if gap != layout.NIL * (len(gap) - len(head)) + head:
+            raise _corrupt(self._source, f"the bytes before the data at byte {self._blob_at[blob]} are not padding")
+
+    def verify(self) -> None:
+        """Check every byte of every blob.
+
+        Raises
+        ------
+        CorruptCheckpointError
+            At the first block that is not as it was written.
+        """
+        verify, self._verify = self._verify, True
+        buffer = memoryview(bytearray(min(self._hash_block, max(self._blob_size, default=0))))
+        try:
+            for blob, size in enumerate(self._blob_size):
+                self._check_gap(blob)
+                for block, start in enumerate(range(0, size, self._hash_block)):
+                    self._read_block(blob, block, start, buffer[: min(self._hash_block, size - start)])
+        finally:
+            self._verify = verify
+
+
+class _ReadPlan:
+    """The blobs that some arrays lie in, read once each: a large array into its own memory, a pack as a whole."""
+
+    def __init__(self, table: StoredArrays, indices: Sequence[int]) -> None:
+        self._table = table
+        self._indices = indices
+        self._memory: dict[int, Array] = {}  # first blob of a span -> its bytes
+        self._spans: dict[int, tuple[int, int]] = {}
+        for index in indices:
+            size = table._sizes[index]
+            if size:
+                first = _last_at_most(table._starts, table._offsets[index])
+                last = _last_at_most(table._starts, table._offsets[index] + size - 1)
+                self._spans[index] = (first, last)
+
+    def fetch(self) -> None:
+        """Read every span, with several threads when it is large."""
+        jobs: list[Callable[[], None]] = []
+        for first, last in dict.fromkeys(self._spans.values()):
+            self._allocate(first, last, jobs)
+        jobs.sort(key=lambda job: job.order)  # type: ignore[attr-defined]
+        total = sum(memory.nbytes for memory in self._memory.values())
+        if not self._table._parallel or total < 2 * self._table._hash_block:
+            for job in jobs:
+                job()
+            return
+        with ThreadPoolExecutor(_READERS) as pool:
+            futures = [pool.submit(job) for job in jobs]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                for future in futures:
+                    future.cancel()
+
+    def _allocate(self, first: int, last: int, jobs: list[Callable[[], None]]) -> None:
+        table = self._table
+        memory = self._memory[first] = _aligned(table._starts[last + 1] - table._starts[first])
+        for blob in range(first, last + 1):
+            base = table._starts[blob] - table._starts[first]
+            for block, start in enumerate(range(0, table._blob_size[blob], table._hash_block)):
+                stop = min(start + table._hash_block, table._blob_size[blob])
+                jobs.append(_Job(table, blob, block, memoryview(memory)[base + start : base + stop]))
+
+    def arrays(self) -> list[Array]:
+        """Give the arrays, as views of what was read."""
+        return [self._array(index) for index in self._indices]
+
+    def _array(self, index: int) -> Array:
+        table = self._table
+        spec = table.specs[index]
+        if not table._sizes[index]:
+            return np.zeros(spec.shape, spec.dtype)
+        first, last = self._spans[index]
+        low = table._offsets[index] - table._starts[first]
+        data = self._bytes(first, last)[low : low + table._sizes[index]]
+        stored = storage_dtype(spec.dtype)
+        array = data.view(stored).reshape(spec.shape)
+        return array if stored == spec.dtype else array.astype(spec.dtype)
+
+    def _bytes(self, first: int, last: int) -> Array:
+        table = self._table
+        if first in self._memory:
+            return self._memory[first]
+        parts = []
+        for blob in range(first, last + 1):
+            at = table._blob_at[blob]
+            parts.append(np.frombuffer(table._mapped, np.uint8, table._blob_size[blob], at))
+        self._memory[first] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return self._memory[first]
+
+
+class _Job:
+    """Reading and checking one block."""
+
+    def __init__(self, table: StoredArrays, blob: int, block: int, out: memoryview) -> None:
+        self.order = (blob, block)
+        self._table = table
+        self._out = out
+
+    def __call__(self) -> None:
+        blob, block = self.order
+        if self._table._verify and not block:
+            self._table._check_gap(blob)
+        self._table._read_block(blob, block, block * self._table._hash_block, self._out)
+
+
+def _aligned(size: int) -> Array:
+    """Give memory that begins at a multiple of ``ALIGNMENT``, which jax can use without copying it."""
+    buffer = np.empty(size + layout.ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % layout.ALIGNMENT
+    return buffer[start : start + size]
+
+
+def _last_at_most(starts: list[int], offset: int) -> int:
+    from bisect import bisect_right
+
+    return bisect_right(starts, offset) - 1
+
+
+def _row_range(selection: Any, shape: tuple[int, ...]) -> tuple[int, int, Any] | None:
+    """Split a selection into a range of rows and a selection within them; None when it is not that simple."""
+    first, *rest = selection if type(selection) is tuple else (selection,)
+    if not shape or first is Ellipsis or not all(shape):
+        return None
+    if isinstance(first, slice):
+        rows = range(shape[0])[first]
+        if not rows:
+            return None
+        low, high = min(rows[0], rows[-1]), max(rows[0], rows[-1])
+        step = slice(rows[0] - low, None if rows.step < 0 else rows[-1] - low + 1, rows.step)
+        return low, high + 1, (step, *rest)
+    if type(first) is int or isinstance(first, np.integer):
+        row = range(shape[0])[int(first)]
+        return row, row + 1, (0, *rest)
+    return None
+
+
+def _spec(kind: Any, descr: Any, shape: Any) -> ArraySpec:
+    if kind not in _KINDS or type(shape) is not list or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"{kind!r} {shape!r} is no kind and shape of an array")
+    dtype = parse(descr)
+    if len(shape) > 64 or math.prod(n for n in shape if n) * max(1, dtype.itemsize) >= 1 << 63:
+        raise ValueError(f"the shape {shape} is too large")
+    return ArraySpec(dtype, tuple(shape), kind)
+
+
+def _column(data: Any, dtype: str) -> Array:
+    if type(data) is not bytes:
+        raise TypeError("a column of the array table is not bytes")
+    return np.frombuffer(data, dtype)
+
+
+# The structure.
+
+
+def check_structure(document: Document, name: str) -> None:
+    """Check that a structure keeps to the grammar, once, so that nobody after this has to.
+
+    Raises
+    ------
+    CorruptCheckpointError
+        If it does not.
+    """
+    arrays = len(document.arrays.specs)
+    try:
+        if type(document.shared) is not list or type(document.metadata) is not dict:
+            raise ValueError("shared is not a list, or metadata not a map")
+        for index, value in enumerate(document.shared):
+            _check_value(value, arrays, index)
+        _check_value(document.structure, arrays, len(document.shared))
+        _check_value(document.metadata, 0, 0)
+    except (ValueError, IndexError, RecursionError) as error:
+        raise CorruptCheckpointError(
+            f"Corrupt checkpoint {name}: its structure is malformed ({error}). It was not written by braintools_ckpt, "
+            "or damaged on purpose."
+        ) from error
+
+
+def _check_value(value: Value, arrays: int, shared: int) -> None:
+    if type(value) is dict:
+        for item in value.values():
+            if type(item) is list or type(item) is dict:
+                _check_value(item, arrays, shared)
+    elif type(value) is list:
+        kind = value[0]
+        if type(kind) is not int:
+            raise ValueError("a node without a kind")
+        if kind == ARRAY:
+            if len(value) != 2 or type(value[1]) is not int or not 0 <= value[1] < arrays:
+                raise ValueError("a reference to an array that does not exist")
+        elif kind == REF:
+            # Only to what comes before: so there are no cycles.
+            if len(value) != 2 or type(value[1]) is not int or not 0 <= value[1] < shared:
+                raise ValueError("a reference to a shared value that does not come before it")
+        elif kind in (NODE, LEAF):
+            _check_node(value)
+            _check_items(value, 2, arrays, shared)
+        elif kind == LIST or (kind == ITEMS and len(value) % 2):
+            _check_items(value, 1, arrays, shared)
+        else:
+            raise ValueError(f"a node of the kind {kind}")
+
+
+def _check_items(value: list[Value], start: int, arrays: int, shared: int) -> None:
+    for index in range(start, len(value)):
+        item = value[index]
+        if type(item) is list or type(item) is dict:
+            _check_value(item, arrays, shared)
+
+
+def _check_node(value: list[Value]) -> None:
+    if len(value) not in (3, 4) or type(value[1]) is not str:
+        raise ValueError("an object without tag and state")
+    if len(value) == 4 and type(value[3]) is not dict:
+        raise ValueError("an object whose attributes are not a map")

@@ -1,0 +1,225 @@
+"""From a Document to bytes: arrays are streamed from where they lie, and the index comes last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgpack
+import numpy as np
+import xxhash
+
+from ..document import ArraySpec, Document, LiveArrays
+from ..dtypes import describe, storage_dtype
+from ..errors import SerializationError
+from ..storage.sinks import Sink
+from . import layout
+
+Array = np.ndarray[Any, Any]
+#: An array that has to be rearranged or converted passes through a buffer of this many bytes.
+_STAGING = 1 << 22
+
+
+def write(document: Document, sink: Sink) -> None:
+    """Write a document as a file of format version 1.
+
+    Parameters
+    ----------
+    document : Document
+        With live arrays.
+    sink : Sink
+        Where the bytes go; it must stand at its beginning.
+    """
+    assert isinstance(document.arrays, LiveArrays)  # noqa: S101  (the api only ever writes what it encoded)
+    _Writer(sink).write(document, document.arrays)
+
+
+class _Writer:
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._specs: dict[ArraySpec, int] = {}
+        self._spec_column: list[int] = []
+        self._offsets: list[int] = []
+        self._blob_at: list[int] = []
+        self._blob_size: list[int] = []
+        self._hashes: list[int] = []
+        self._total = 0
+
+    def write(self, document: Document, arrays: LiveArrays) -> None:
+        self._sink.write(layout.HEADER)
+        self._write_arrays(arrays)
+        index = self._pack_index(document)
+        start = self._sink.position
+        trailer = layout.TRAILER.pack(
+            layout.TRAILER_HEAD, start, len(index), xxhash.xxh3_64_intdigest(index), layout.MAGIC
+        )
+        self._sink.write(index, trailer)
+
+    # Arrays.
+
+    def _write_arrays(self, arrays: LiveArrays) -> None:
+        """Write large arrays as they come, and gather small ones; a pack is written when it is full."""
+        self._offsets = [0] * len(arrays.specs)
+        pack: list[bytes] = []
+        members: list[tuple[int, int]] = []
+        size = 0
+        for index, spec in enumerate(arrays.specs):
+            self._spec_column.append(self._specs.setdefault(spec, len(self._specs)))
+            if spec.nbytes >= layout.PACKED_BELOW:
+                self._offsets[index] = self._write_large(arrays.host(index))
+                continue
+            data = _small_bytes(arrays.host(index))
+            padding = -size % _alignment(spec.dtype)
+            if padding:
+                pack.append(bytes(padding))
+                size += padding
+            members.append((index, size))
+            pack.append(data)
+            size += len(data)
+            if size >= layout.PACK_SIZE:
+                self._write_pack(pack, members)
+                pack, members, size = [], [], 0
+        if members:
+            self._write_pack(pack, members)
+
+    def _write_pack(self, pack: list[bytes], members: list[tuple[int, int]]) -> None:
+        start = self._total
+        for index, offset in members:
+            self._offsets[index] = start + offset
+        data = b"".join(pack)
+        if data:
+            self._begin_blob(len(data))
+            self._write_block(memoryview(data))
+
+    def _write_large(self, array: Array) -> int:
+        stored = storage_dtype(array.dtype)
+        start, left = self._total, array.size * stored.itemsize
+        room = 0
+        block = _Block(self._write_block)
+        for piece in _pieces(array, stored):
+            while piece:
+                if not room:
+                    room = min(left, layout.MAX_BLOB)
+                    left -= room
+                    self._begin_blob(room)
+                step = min(len(piece), room)
+                block.add(piece[:step])
+                piece = piece[step:]
+                room -= step
+                if not room:
+                    block.end()
+        return start
+
+    def _begin_blob(self, size: int) -> None:
+        head_at = self._sink.position
+        padding = -(head_at + layout.BLOB_HEAD.size) % layout.ALIGNMENT
+        self._sink.write(layout.NIL * padding + layout.BLOB_HEAD.pack(layout.BIN32, size))
+        self._blob_at.append(head_at + padding + layout.BLOB_HEAD.size)
+        self._blob_size.append(size)
+        self._total += size
+
+    def _write_block(self, *parts: memoryview) -> None:
+        """Hash and write what makes one block."""
+        hasher = xxhash.xxh3_64()
+        for part in parts:
+            hasher.update(part)
+        self._hashes.append(hasher.intdigest())
+        self._sink.write(*parts)
+
+    # Index.
+
+    def _pack_index(self, document: Document) -> bytes:
+        from .. import __version__
+
+        index = {
+            "format": layout.VERSION,
+            "library": __version__,
+            "metadata": document.metadata,
+            "arrays": {
+                "specs": [[s.kind, describe(s.dtype), list(s.shape)] for s in self._specs],
+                "spec": _column(self._spec_column, "<u4"),
+                "offset": _column(self._offsets, "<u8"),
+                "blob_at": _column(self._blob_at, "<u8"),
+                "blob_size": _column(self._blob_size, "<u8"),
+                "hashes": _column(self._hashes, "<u8"),
+                "hash_block": layout.HASH_BLOCK,
+            },
+            "shared": document.shared,
+            "structure": document.structure,
+        }
+        try:
+            packed: bytes = msgpack.packb(index, use_bin_type=True)
+        except (ValueError, OverflowError) as error:
+            raise SerializationError(
+                f"The structure of the tree cannot be packed: {error}. It may nest too deep for MessagePack's 1024 levels."
+            ) from error
+        return packed
+
+
+class _Block:
+    """Cuts a stream of pieces into blocks of ``HASH_BLOCK`` bytes."""
+
+    def __init__(self, write: Any) -> None:
+        self._write = write
+        self._parts: list[memoryview] = []
+        self._size = 0
+
+    def add(self, piece: memoryview) -> None:
+        while piece:
+            step = min(len(piece), layout.HASH_BLOCK - self._size)
+            self._parts.append(piece[:step])
+            self._size += step
+            piece = piece[step:]
+            if self._size == layout.HASH_BLOCK:
+                self.end()
+
+    def end(self) -> None:
+        if self._parts:
+            self._write(*self._parts)
+            self._parts, self._size = [], 0
+
+
+def _pieces(array: Array, stored: np.dtype[Any]) -> Iterator[memoryview]:
+    """Give the bytes of an array in C order and in the dtype of the file, from where they lie if they lie so."""
+    if array.dtype == stored and array.flags.c_contiguous:
+        yield memoryview(array.reshape(-1).view(np.uint8))
+        return
+    rows = max(1, _STAGING // max(1, stored.itemsize))
+    flat = array.reshape(-1) if array.flags.c_contiguous else array.flat
+    for start in range(0, array.size, rows):
+        piece = np.ascontiguousarray(_converted(np.asarray(flat[start : start + rows]), stored))
+        yield memoryview(piece.view(np.uint8))
+
+
+def _converted(array: Array, stored: np.dtype[Any]) -> Array:
+    array = array.astype(stored, copy=False)
+    return _without_padding(array) if _padded_float(stored) else array
+
+
+def _small_bytes(array: Array) -> bytes:
+    stored = storage_dtype(array.dtype)
+    if array.dtype == stored and not _padded_float(stored):
+        return array.tobytes()
+    return _converted(array, stored).tobytes()
+
+
+def _padded_float(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "fc" and dtype.itemsize in (16, 32) and np.finfo(dtype).nmant == 63
+
+
+def _without_padding(array: Array) -> Array:
+    """Clear the bytes of an 80-bit float that hold nothing: they would be whatever memory held before."""
+    clean = np.array(array, order="C")
+    clean.reshape(-1).view(np.uint8).reshape(-1, 16)[:, 10:] = 0
+    return clean
+
+
+def _alignment(dtype: np.dtype[Any]) -> int:
+    size = dtype.itemsize
+    if size & (size - 1) or not size:
+        return layout.PACK_ALIGNMENT
+    return min(size, layout.PACK_ALIGNMENT)
+
+
+def _column(numbers: list[int], dtype: str) -> bytes:
+    return np.array(numbers, dtype=dtype).tobytes()

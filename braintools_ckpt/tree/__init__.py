@@ -1,0 +1,9 @@
+"""From Python objects to Documents and back: the registry, the encoder and the merger."""
+
+from . import arrays, containers, objects, pytrees, scalars
+from .registry import registry
+
+for _module in (scalars, arrays, containers, pytrees, objects):
+    _module.set_up(registry)
+
+__all__ = ["registry"]

@@ -1,0 +1,405 @@
+"""Handlers of Python's containers: sequences, mappings, sets and named tuples.
+
+A target accepts a container of its own kind, and the plain form that ``braintools.file`` and Flax give every container:
+a dict with string keys (``{'0': ..., '1': ...}`` for a list).
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import functools
+import keyword
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import msgpack
+
+from ..document import ITEMS, LEAF, LIST, NODE, Value
+from ..errors import LinkedPath
+from .decode import Decoder, decode_key
+from .encode import Encoder
+from .merge import Build, Merger, constant, describe
+from .mismatch import format_keys
+from .registry import Handler, Registry
+from .scalars import base_reason, class_name
+
+_MISSING = object()
+
+
+def node_parts(value: Value, tag: str) -> tuple[Value, dict[str, Value]] | None:
+    """Give state and attributes of a node with that tag, else None."""
+    if type(value) is list and value[0] in (NODE, LEAF) and value[1] == tag:
+        return value[2], value[3] if len(value) > 3 else {}
+    return None
+
+
+def as_items(value: Value) -> dict[Any, Value] | None:
+    """Give a mapping from Python keys to encoded values for a plain map or ``ITEMS``, else None."""
+    if type(value) is dict:
+        return value
+    if type(value) is list and value[0] == ITEMS:
+        return {decode_key(value[i]): value[i + 1] for i in range(1, len(value), 2)}
+    return None
+
+
+def as_elements(value: Value) -> list[Value] | None:
+    """Give the elements of a ``LIST``, or of a dict with the keys ``'0'``, ``'1'`` ...; else None."""
+    if type(value) is list and value[0] == LIST:
+        return value[1:]
+    if type(value) is dict and all(str(i) in value for i in range(len(value))):
+        return [value[str(i)] for i in range(len(value))]
+    return None
+
+
+# Planning, shared by all containers.
+
+
+def plan_elements(
+    targets: list[Any], elements: list[Value], path: LinkedPath, merger: Merger, kind: str
+) -> list[Build]:
+    """Plan elements by position; what one side lacks is a mismatch, and the target's own elements stay."""
+    if len(elements) < len(targets) or (len(elements) > len(targets) and not merger.options.partial):
+        merger.note(
+            "length",
+            path,
+            f"The size of the {kind} and the state dict do not match, got {len(targets)} and {len(elements)}",
+            expected=str(len(targets)),
+            found=str(len(elements)),
+        )
+    plans = [merger.plan(t, v, (path, i)) for i, (t, v) in enumerate(zip(targets, elements, strict=False))]
+    plans.extend(constant(target) for target in targets[len(elements) :])
+    return plans
+
+
+def plan_fields(
+    targets: Mapping[Any, Any], items: Mapping[Any, Value], path: LinkedPath, merger: Merger
+) -> list[tuple[Any, Build]]:
+    """Plan values by key; what one side lacks is a mismatch, and the target's own values stay."""
+    by_text = not all(type(key) is str for key in targets) and all(type(key) is str for key in items)
+    plans: list[tuple[Any, Build]] = []
+    missing = []
+    used = 0
+    for key, target in targets.items():
+        value = items.get(str(key) if by_text else key, _MISSING)
+        if value is _MISSING:
+            missing.append(key)
+            plans.append((key, constant(target)))
+        else:
+            used += 1
+            plans.append((key, merger.plan(target, value, (path, key))))
+    if missing:
+        note_missing(missing, path, merger)
+    if used < len(items) and not merger.options.partial:
+        known = {str(key) for key in targets} if by_text else targets.keys()
+        note_unexpected([key for key in items if key not in known], path, merger)
+    return plans
+
+
+def note_missing(keys: list[Any], path: LinkedPath, merger: Merger) -> None:
+    """Note keys of the target that the file does not have."""
+    text = (
+        "The target dict keys and state dict keys do not match, target dict contains keys "
+        f"{format_keys(keys)} which are not present in state dict"
+    )
+    merger.note("missing", path, text, expected=format_keys(keys), found="nothing", keys=keys)
+
+
+def note_unexpected(keys: list[Any], path: LinkedPath, merger: Merger) -> None:
+    """Note keys of the file that the target does not have."""
+    text = (
+        "The target dict keys and state dict keys do not match, state dict contains keys "
+        f"{format_keys(keys)} which are not present in target dict"
+    )
+    merger.note("unexpected", path, text, expected="nothing", found=format_keys(keys), keys=keys)
+
+
+def container_mismatch(target: Any, expected: str, value: Value, path: LinkedPath, merger: Merger) -> Build:
+    """Note that the file holds another kind of container."""
+    found = describe(value, merger.specs)
+    return merger.mismatch("container", target, path, "Container mismatch", expected, found)
+
+
+def _article(ty: type) -> str:
+    return f"a {ty.__name__}"
+
+
+# Mappings.
+
+
+class DictHandler(Handler):
+    """``dict``: in order, with keys of any type."""
+
+    def encode(self, obj: Any, encoder: Encoder) -> Value:
+        """Write a map."""
+        return encoder.mapping(obj)
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        """Plan by key."""
+        items = as_items(mapping_state(value))
+        if items is None:
+            return container_mismatch(target, "a dict", value, path, merger)
+        plans = plan_fields(target, items, path, merger)
+        return lambda: {key: plan() for key, plan in plans}
+
+
+def mapping_state(value: Value) -> Value:
+    """Give the items of any kind of mapping; other values are themselves."""
+    if type(value) is list and value[0] == NODE and value[1] in _MAPPING_TAGS:
+        return value[2]
+    return value
+
+
+_MAPPING_TAGS = {"OrderedDict", "defaultdict", "Counter", "dict", "brainstate.NestedDict"}
+
+#: The factories of a ``defaultdict`` that a file may name.
+_FACTORIES: dict[str, type] = {ty.__name__: ty for ty in (list, dict, set, tuple, int, float, str, bool)}
+
+
+class DictSubclassHandler(Handler):
+    """``OrderedDict``, ``defaultdict``, ``Counter`` and users' own subclasses of dict."""
+
+    def __init__(self, ty: type[dict[Any, Any]]) -> None:
+        self.type = ty
+        self.tag = ty.__name__
+
+    def encode(self, obj: Any, encoder: Encoder) -> Value:
+        """Write the items, and what else makes the mapping."""
+        attributes: dict[str, Value] = {}
+        if type(obj) is not self.type:
+            attributes["class"] = class_name(type(obj))
+        if isinstance(obj, collections.defaultdict) and obj.default_factory in _FACTORIES.values():
+            attributes["factory"] = obj.default_factory.__name__  # type: ignore[union-attr]
+        return encoder.node(self.tag, encoder.mapping(obj), **attributes)
+
+    def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
+        """Make a mapping of the standard library's type."""
+        if self.type is dict or "class" in attributes:
+            return decoder.plain(state, base_reason(str(attributes.get("class")), self.type))
+        items = decoder.mapping(state)
+        if self.type is collections.defaultdict:
+            return collections.defaultdict(_FACTORIES.get(attributes.get("factory", "")), items)
+        return self.type(items)
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        """Plan by key; the result is a mapping of the target's type."""
+        items = as_items(mapping_state(value))
+        if items is None:
+            return container_mismatch(target, _article(type(target)), value, path, merger)
+        plans = plan_fields(target, items, path, merger)
+        return lambda: _refilled(target, ((key, plan()) for key, plan in plans))
+
+
+def _refilled(target: Any, items: Iterable[tuple[Any, Any]]) -> Any:
+    # A copy keeps what the class adds to a dict: a default factory, attributes.
+    result = copy.copy(target)
+    result.clear()
+    for key, item in items:
+        result[key] = item
+    return result
+
+
+# Sequences.
+
+
+class ListHandler(Handler):
+    """``list``."""
+
+    def encode(self, obj: Any, encoder: Encoder) -> Value:
+        """Write a list."""
+        return encoder.sequence(obj)
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        """Plan by position."""
+        elements = as_elements(value)
+        if elements is None:
+            return container_mismatch(target, "a list", value, path, merger)
+        plans = plan_elements(target, elements, path, merger, "list")
+        return lambda: [plan() for plan in plans]
+
+
+class SequenceHandler(Handler):
+    """``tuple``, ``deque``, and subclasses of these and of ``list``."""
+
+    def __init__(self, ty: type, tag: str, *, tracked: bool = True) -> None:
+        self.type = ty
+        self.tag = tag
+        self.tracked = tracked  # type: ignore[misc]
+
+    def encode(self, obj: Any, encoder: Encoder) -> Value:
+        """Write the elements."""
+        attributes: dict[str, Value] = {}
+        if type(obj) is not self.type:
+            attributes["class"] = class_name(type(obj))
+        if isinstance(obj, collections.deque) and obj.maxlen is not None:
+            attributes["maxlen"] = obj.maxlen
+        return encoder.node(self.tag, encoder.sequence(obj), **attributes)
+
+    def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
+        """Make a sequence of the builtin type."""
+        if "class" in attributes:
+            reason = base_reason(attributes["class"], self.type)
+            return self.type(decoder.plain(state, reason))
+        items = decoder.sequence(state)
+        if self.type is collections.deque:
+            return collections.deque(items, attributes.get("maxlen"))
+        return self.type(items)
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        """Plan by position."""
+        found = node_parts(value, self.tag)
+        elements = as_elements(found[0]) if found else as_elements(value) if type(value) is dict else None
+        if elements is None and self.type is list:
+            elements = as_elements(value)
+        if elements is None:
+            return container_mismatch(target, _article(type(target)), value, path, merger)
+        plans = plan_elements(list(target), elements, path, merger, self.type.__name__)
+        if isinstance(target, collections.deque):
+            return lambda: _same_deque(target, (plan() for plan in plans))
+        return lambda: type(target)([plan() for plan in plans])
+
+
+def _same_deque(target: Any, items: Iterable[Any]) -> Any:
+    result = copy.copy(target)
+    result.clear()
+    result.extend(items)
+    return result
+
+
+class NamedTupleHandler(Handler):
+    """Named tuples, by field name."""
+
+    tag = "namedtuple"
+    tracked = False
+
+    def encode(self, obj: Any, encoder: Encoder) -> Value:
+        """Write the fields."""
+        state = encoder.fields(dict(zip(obj._fields, obj, strict=True)))
+        return encoder.node(self.tag, state, **{"class": type(obj).__name__})
+
+    def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
+        """Make a named tuple of the same name and fields, or a plain map where the names would not do."""
+        fields = decoder.fields(state)
+        name = attributes["class"]
+        names = (name, *fields)
+        if len(names) > 256 or not all(n.isidentifier() and not keyword.iskeyword(n) for n in names):
+            return fields
+        if any(field.startswith("_") for field in fields):
+            return fields
+        return _namedtuple_type(name, tuple(fields))(**fields)
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        """Plan by field."""
+        found = node_parts(value, self.tag)
+        items = as_items(found[0] if found else value)
+        if items is None:
+            return container_mismatch(target, f"a namedtuple {type(target).__name__}", value, path, merger)
+        fields = target._fields
+        items = _without_envelope(items, fields)
+        lacking = set(fields) - set(items)
+        extra = set(items) - set(fields)
+        if lacking or (extra and not merger.options.partial):
+            merger.note(
+                "missing" if lacking else "unexpected",
+                path,
+                "The field names of the state dict and the named tuple do not match, got "
+                f"{format_keys(items)} and {format_keys(fields)}",
+                expected=format_keys(fields),
+                found=format_keys(items),
+                keys=tuple(sorted(lacking or extra)),
+            )
+        plans = [
+            merger.plan(item, items[field], (path, field)) if field in items else constant(item)
+            for field, item in zip(fields, target, strict=True)
+        ]
+        return lambda: type(target)._make(plan() for plan in plans)
+
+
+def _without_envelope(items: dict[Any, Value], fields: tuple[str, ...]) -> dict[Any, Value]:
+    """Undo the form ``{'name', 'fields', 'values'}`` that early versions of Flax wrote."""
+    envelope = {"name", "fields", "values"}
+    if set(items) != envelope or set(fields) == envelope:
+        return items
+    names, values = as_elements(items["fields"]), as_elements(items["values"])
+    if names is None or values is None or len(names) != len(values):
+        return items
+    return dict(zip(names, values, strict=True))
+
+
+@functools.lru_cache(maxsize=1024)
+def _namedtuple_type(name: str, fields: tuple[str, ...]) -> Any:
+    return collections.namedtuple(name, fields)  # noqa: PYI024
+
+
+# Sets.
+
+
+class SetHandler(Handler):
+    """``set`` and ``frozenset``: one value each, in an order that depends on the elements alone."""
+
+    def __init__(self, ty: type, *, tracked: bool) -> None:
+        self.type = ty
+        self.tag = ty.__name__
+        self.tracked = tracked  # type: ignore[misc]
+
+    def encode(self, obj: Any, encoder: Encoder) -> Value:
+        """Write the elements, sorted by their bytes."""
+        elements = encoder.sequence(obj)
+        attributes = {} if type(obj) is self.type else {"class": class_name(type(obj))}
+        return encoder.leaf(self.tag, [LIST, *sorted(elements[1:], key=msgpack.packb)], **attributes)
+
+    def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
+        """Make a set."""
+        if "class" in attributes:
+            return self.type(decoder.plain(state, base_reason(attributes["class"], self.type)))
+        return self.type(decoder.sequence(state))
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        """Take the file's elements."""
+        found = node_parts(value, self.tag)
+        if found is None:
+            return container_mismatch(target, _article(type(target)), value, path, merger)
+        elements = merger.plan_decoded(found[0])
+        return partial(_call, type(target), elements)
+
+
+def _call(make: Callable[[Any], Any], build: Build) -> Any:
+    return make(build())
+
+
+def set_up(registry: Registry) -> None:
+    """Register the containers."""
+    registry.register(dict, _Split(DictHandler(), DictSubclassHandler(dict), dict))
+    for mapping in (collections.OrderedDict, collections.defaultdict, collections.Counter):
+        registry.register(mapping, DictSubclassHandler(mapping))
+    registry.register(list, _Split(ListHandler(), SequenceHandler(list, "list"), list))
+    registry.register(tuple, SequenceHandler(tuple, "tuple", tracked=False))
+    registry.register(collections.deque, SequenceHandler(collections.deque, "deque"))
+    registry.register(set, SetHandler(set, tracked=True))
+    registry.register(frozenset, SetHandler(frozenset, tracked=False))
+    registry.register_rule(
+        lambda ty: issubclass(ty, tuple) and hasattr(ty, "_fields"), NamedTupleHandler(), structural=True
+    )
+
+
+class _Split(Handler):
+    """The builtin type itself has a form of its own in the structure; its subclasses are nodes."""
+
+    def __init__(self, exact: Handler, derived: Handler, ty: type) -> None:
+        self.tag = derived.tag
+        self._exact = exact
+        self._derived = derived
+        self._type = ty
+        self.decode = derived.decode  # type: ignore[method-assign]
+
+    def _of(self, obj: Any) -> Handler:
+        return self._exact if type(obj) is self._type else self._derived
+
+    def encode(self, obj: Any, encoder: Encoder) -> Value:
+        return self._of(obj).encode(obj, encoder)
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        if type(value) is list and value[0] == NODE and value[1] == "list":
+            value = value[2]
+        return self._of(target).plan(target, value, path, merger)

@@ -1,0 +1,196 @@
+"""From a structure to Python objects, without a target."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..document import ARRAY, ITEMS, LIST, REF, Document, Value
+from ..errors import CorruptCheckpointError, format_path
+from .encode import Trouble
+from .registry import ADAPTERS, Registry
+
+#: What built-in handlers raise when a file holds a state that their type cannot have.
+_BAD_STATE = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError)
+_PENDING = object()
+
+
+class Decoder:
+    """One walk over one structure, whose arrays are at hand.
+
+    Parameters
+    ----------
+    document : Document
+        The structure to decode.
+    registry : Registry
+        Where tags are looked up.
+    array : callable
+        Gives the object for an index of the array table.
+    """
+
+    def __init__(self, document: Document, registry: Registry, array: Callable[[int], Any]) -> None:
+        self.document = document
+        self.registry = registry
+        self._array = array
+        self._shared: dict[int, Any] = {}
+        self._warned: set[str] = set()
+
+    def decode(self, value: Value) -> Any:
+        """Decode one value and all below it."""
+        if type(value) is dict:
+            return self.fields(value)
+        if type(value) is not list:
+            return value
+        kind = value[0]
+        if kind == ARRAY:
+            return self._array(value[1])
+        if kind == LIST:
+            return self.sequence(value)
+        if kind == ITEMS:
+            return self.mapping(value)
+        if kind == REF:
+            return self._shared_object(value[1])
+        return self._object(value)
+
+    def _shared_object(self, index: int) -> Any:
+        if index not in self._shared:
+            self._shared[index] = self.decode(self.document.shared[index])
+        return self._shared[index]
+
+    def _object(self, value: Value) -> Any:
+        tag, state = value[1], value[2]
+        attributes = value[3] if len(value) > 3 else {}
+        handler = self.registry.by_tag(tag)
+        if handler is None:
+            return self.plain(state, _missing(tag))
+        try:
+            return handler.decode(state, attributes, self)
+        except _BAD_STATE as error:
+            if isinstance(error, Trouble):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            raise Trouble(
+                lambda path: CorruptCheckpointError(f"The {tag!r} at path {path} has no valid state: {reason}.")
+            ) from error
+
+    # What handlers build their objects from.
+
+    def sequence(self, value: Value) -> list[Any]:
+        """Decode a ``LIST``."""
+        if type(value) is not list or value[0] != LIST:
+            raise TypeError(f"expected a list, got {type(value).__name__}")
+        out = []
+        index = 0
+        try:
+            for index in range(1, len(value)):
+                out.append(self.decode(value[index]))
+        except Trouble as trouble:
+            raise trouble.at(index - 1)  # noqa: B904
+        return out
+
+    def mapping(self, value: Value) -> dict[Any, Any]:
+        """Decode a plain map or ``ITEMS``."""
+        if type(value) is dict:
+            return self.fields(value)
+        if type(value) is not list or value[0] != ITEMS:
+            raise TypeError(f"expected a map, got {type(value).__name__}")
+        out: dict[Any, Any] = {}
+        key = None
+        try:
+            for index in range(1, len(value), 2):
+                key = self.decode(value[index])
+                out[key] = self.decode(value[index + 1])
+        except Trouble as trouble:
+            raise trouble.at(key)  # noqa: B904
+        if len(out) != len(value) // 2:
+            raise ValueError("a key occurs twice")
+        return out
+
+    def fields(self, value: Value) -> dict[str, Any]:
+        """Decode a plain map."""
+        if type(value) is not dict:
+            raise TypeError(f"expected a map with string keys, got {type(value).__name__}")
+        out = {}
+        key = None
+        try:
+            for key, item in value.items():
+                out[key] = self.decode(item)
+        except Trouble as trouble:
+            raise trouble.at(key)  # noqa: B904
+        return out
+
+    def plain(self, state: Value, reason: str) -> Any:
+        """Decode a state as it is, and say once why it does not become an object."""
+        if reason not in self._warned:
+            self._warned.add(reason)
+            warnings.warn(reason, UserWarning, stacklevel=2)
+        return self.decode(state)
+
+
+def decode(document: Document, registry: Registry, array: Callable[[int], Any], value: Value = _PENDING) -> Any:
+    """Decode a whole document, or one value of it.
+
+    Raises
+    ------
+    CorruptCheckpointError
+        If a state is not one that its tag can have.
+    """
+    return run_decoder(Decoder(document, registry, array), document.structure if value is _PENDING else value)
+
+
+def run_decoder(decoder: Decoder, value: Value) -> Any:
+    """Decode a value, turning internal trouble into public errors with a path."""
+    try:
+        return decoder.decode(value)
+    except Trouble as trouble:
+        error = trouble.resolve()
+        raise error from (trouble.__cause__ or error.__cause__)
+
+
+def decode_key(value: Value) -> Any:
+    """Decode the key of an ``ITEMS`` node, which holds no arrays."""
+    if type(value) is not list:
+        return value
+    from .registry import registry
+
+    return decode(Document([LIST], _NoArrays()), registry, _no_array, value)
+
+
+def decode_metadata(metadata: Mapping[str, Value], registry: Registry) -> dict[str, Any]:
+    """Decode the metadata of a document."""
+    result = decode(Document([LIST], _NoArrays()), registry, _no_array, dict(metadata))
+    return dict(result)
+
+
+class _NoArrays:
+    specs = ()
+
+    def read(self, indices: Any) -> list[Any]:
+        return []
+
+    def read_part(self, index: int, selection: Any) -> Any:
+        return _no_array(index)
+
+
+def _no_array(index: int) -> Any:
+    raise Trouble(lambda path: CorruptCheckpointError(f"There is a reference to array {index} in {format_path(path)}."))
+
+
+def _missing(tag: str) -> str:
+    if tag.startswith("class:"):
+        name = tag.removeprefix("class:")
+        return (
+            f"The checkpoint holds an object of the class {name!r}, which is not registered: it is loaded as a plain "
+            "value. Import the module that registers it before loading, or pass a target."
+        )
+    library = tag.partition(".")[0]
+    if library in ADAPTERS:
+        return (
+            f"The checkpoint holds a {tag!r}, but {library} is not installed: it is loaded as a plain value. "
+            f"Run: pip install {library}"
+        )
+    return (
+        f"The checkpoint holds a {tag!r}, which this version of braintools_ckpt does not know: it is loaded as a "
+        "plain value."
+    )

@@ -1,0 +1,300 @@
+"""From a tree of Python objects to a Document."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, REF, ArraySpec, Document, LiveArrays, Value
+from ..errors import CheckpointError, Path, SerializationError, format_path
+from .registry import Registry
+
+#: How deep a tree may nest. MessagePack libraries stop at 1024 levels, and a level of ours takes up to two of theirs.
+MAX_DEPTH = 400
+#: A larger array does not belong into metadata, which is read whole whenever a file is opened.
+MAX_METADATA_ARRAY = 1 << 16
+
+_IN_PROGRESS = object()
+
+
+class Trouble(Exception):  # noqa: N818  (never leaves the package: it becomes one of the public errors)
+    """An error on its way up a tree: each level adds its key, so that a path costs nothing until it is needed."""
+
+    def __init__(self, make: Callable[[str], Exception]) -> None:
+        super().__init__()
+        self.make = make
+        self.keys: list[Any] = []
+
+    def at(self, key: Any) -> Trouble:
+        """Add the key of one more level."""
+        self.keys.append(key)
+        return self
+
+    def resolve(self, prefix: Path = ()) -> Exception:
+        """Make the public error, now that the whole path is known."""
+        return self.make(format_path((*prefix, *reversed(self.keys))))
+
+
+class Encoder:
+    """One walk over one tree. Nothing of the caller's is changed; arrays are referred to, not copied.
+
+    Parameters
+    ----------
+    registry : Registry
+        Where handlers are looked up.
+    inline : bool
+        Write small arrays into the structure itself, as metadata needs it, instead of the array table.
+    """
+
+    def __init__(self, registry: Registry, *, inline: bool = False) -> None:
+        self.registry = registry
+        self.arrays = LiveArrays()
+        self._inline = inline
+        # id of an object -> (the object, kept alive so that its id stays its own; what it became)
+        self._memo: dict[int, tuple[Any, Any]] = {}
+        self._repeated: set[int] = set()
+        self._depth = 0
+
+    def encode(self, obj: Any) -> Value:
+        """Encode one object and all below it."""
+        if obj is None or obj is True or obj is False or type(obj) is float:
+            return obj
+        handler = self.registry.lookup(obj)
+        if handler is None:
+            raise Trouble(lambda path: SerializationError(_unknown(obj, path)))
+        if not handler.tracked:
+            return handler.encode(obj, self)
+        return self._encode_tracked(obj, handler.encode)
+
+    def _encode_tracked(self, obj: Any, encode: Callable[[Any, Encoder], Value]) -> Value:
+        known = self._memo.get(id(obj))
+        if known is not None:
+            return self._again(known)
+        self._memo[id(obj)] = (obj, _IN_PROGRESS)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise Trouble(lambda path: SerializationError(_too_deep(path)))
+        value = encode(obj, self)
+        self._depth -= 1
+        self._memo[id(obj)] = (obj, value)
+        return value
+
+    def _again(self, known: tuple[Any, Any]) -> Value:
+        obj, value = known
+        if value is _IN_PROGRESS:
+            raise Trouble(
+                lambda path: SerializationError(
+                    f"Cannot save a cycle: the {_type_name(obj)} at path {path} contains itself. "
+                    "Break the cycle, or register the type with a handler that leaves it out."
+                )
+            )
+        if type(value) is dict or (type(value) is list and value[0] != ARRAY):
+            self._repeated.add(id(value))
+        return value
+
+    # What handlers build their values from.
+
+    def array(self, spec: ArraySpec, source: Any) -> Value:
+        """Put an array into the array table and refer to it."""
+        if not self._inline:
+            return [ARRAY, self.arrays.add(spec, source)]
+        if spec.nbytes > MAX_METADATA_ARRAY:
+            raise Trouble(
+                lambda path: SerializationError(
+                    f"Metadata is for small values: the array at path {path} has {spec.nbytes} bytes, at most "
+                    f"{MAX_METADATA_ARRAY} are allowed. Save it in the tree instead."
+                )
+            )
+        from .arrays import inline_array
+
+        return inline_array(spec, np.asarray(source))
+
+    def sequence(self, items: Iterable[Any]) -> Value:
+        """Encode items as a list."""
+        out: list[Value] = [LIST]
+        index = 0
+        try:
+            for index, item in enumerate(items):
+                out.append(self.encode(item))
+        except Trouble as trouble:
+            raise trouble.at(index)  # noqa: B904  (the same trouble goes on)
+        return out
+
+    def mapping(self, items: Mapping[Any, Any]) -> Value:
+        """Encode a mapping: as a plain map when all keys are strings, else as keys and values in turn."""
+        for key in items:
+            if type(key) is not str or not (key.isascii() or _is_utf8(key)):
+                return self._items(items)
+        return self.fields(items)
+
+    def fields(self, items: Mapping[str, Any]) -> Value:
+        """Encode a mapping whose keys are known to be plain strings."""
+        out: dict[str, Value] = {}
+        key = None
+        try:
+            for key, item in items.items():
+                out[key] = self.encode(item)
+        except Trouble as trouble:
+            raise trouble.at(key)  # noqa: B904
+        return out
+
+    def _items(self, items: Mapping[Any, Any]) -> Value:
+        out: list[Value] = [ITEMS]
+        key = None
+        try:
+            for key, item in items.items():
+                out.append(self._key(key))
+                out.append(self.encode(item))
+        except Trouble as trouble:
+            raise trouble.at(key)  # noqa: B904
+        return out
+
+    def _key(self, key: Any) -> Value:
+        arrays = len(self.arrays.specs)
+        value = self.encode(key)
+        if len(self.arrays.specs) != arrays:
+            raise Trouble(
+                lambda path: SerializationError(
+                    f"Cannot save the dict key {key!r} at path {path}: keys must be scalars, strings or tuples of them."
+                )
+            )
+        return value
+
+    def node(self, tag: str, state: Value, **attributes: Value) -> Value:
+        """Make an object whose parts are in its state."""
+        return [NODE, tag, state, attributes] if attributes else [NODE, tag, state]
+
+    def leaf(self, tag: str, state: Value, **attributes: Value) -> Value:
+        """Make an object that is one leaf of the tree."""
+        return [LEAF, tag, state, attributes] if attributes else [LEAF, tag, state]
+
+    def hoist(self, structure: Value) -> tuple[Value, list[Value]]:
+        """Move what occurs more than once into a shared table; inner values come before those that hold them."""
+        if not self._repeated:
+            return structure, []
+        shared: list[Value] = []
+        moved: dict[int, int] = {}
+        return self._hoist(structure, shared, moved), shared
+
+    def _hoist(self, value: Value, shared: list[Value], moved: dict[int, int]) -> Value:
+        if id(value) in moved:
+            return [REF, moved[id(value)]]
+        if type(value) is dict:
+            for key, item in value.items():
+                if type(item) is dict or type(item) is list:
+                    value[key] = self._hoist(item, shared, moved)
+        elif type(value) is list:
+            for index, item in enumerate(value):
+                if type(item) is dict or type(item) is list:
+                    value[index] = self._hoist(item, shared, moved)
+        else:
+            return value
+        if id(value) not in self._repeated:
+            return value
+        moved[id(value)] = len(shared)
+        shared.append(value)
+        return [REF, moved[id(value)]]
+
+
+def encode(target: Any, registry: Registry, *, metadata: Mapping[str, Any] | None = None) -> Document:
+    """Turn a tree into a document that refers to the tree's own arrays.
+
+    Parameters
+    ----------
+    target : pytree
+        What to save. It is not changed.
+    registry : Registry
+        Where handlers are looked up.
+    metadata : mapping, optional
+        The user's metadata: string keys, any values that can be saved, arrays only while they are small.
+
+    Returns
+    -------
+    Document
+        The structure and the array table.
+
+    Raises
+    ------
+    SerializationError
+        If something in the tree cannot be saved; the message names its path.
+    HandlerError
+        If a registered handler failed.
+    """
+    encoder = Encoder(registry)
+    structure, shared = _run(encoder, target)
+    document = Document(structure, encoder.arrays, shared)
+    if metadata is not None:
+        document.metadata = encode_metadata(metadata, registry)
+    return document
+
+
+def encode_metadata(metadata: Mapping[str, Any], registry: Registry) -> dict[str, Value]:
+    """Encode the user's metadata, which holds its small arrays within itself."""
+    if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
+        raise SerializationError(
+            f"metadata must be a mapping with string keys, got {_type_name(metadata)}"
+            + (f" with keys {list(metadata)!r}." if isinstance(metadata, Mapping) else ".")
+        )
+    encoder = Encoder(registry, inline=True)
+    value, shared = _run(encoder, dict(metadata), ("metadata",))
+    if shared or type(value) is not dict:
+        # Metadata has no shared table of its own: write what is shared as often as it occurs.
+        value = _inline_shared(value, shared)
+    return dict(value)
+
+
+def _inline_shared(value: Value, shared: list[Value]) -> Value:
+    if type(value) is dict:
+        return {key: _inline_shared(item, shared) for key, item in value.items()}
+    if type(value) is list:
+        if value[0] == REF:
+            return _inline_shared(shared[value[1]], shared)
+        return [_inline_shared(item, shared) for item in value]
+    return value
+
+
+def _run(encoder: Encoder, target: Any, prefix: Path = ()) -> tuple[Value, list[Value]]:
+    try:
+        return encoder.hoist(encoder.encode(target))
+    except Trouble as trouble:
+        error = trouble.resolve(prefix)
+        raise error from (trouble.__cause__ or error.__cause__)
+    except RecursionError as error:
+        raise SerializationError(_too_deep(format_path(prefix))) from error
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _type_name(obj: Any) -> str:
+    ty = type(obj)
+    return ty.__qualname__ if ty.__module__ == "builtins" else f"{ty.__module__}.{ty.__qualname__}"
+
+
+def _unknown(obj: Any, path: str) -> str:
+    text = f"Cannot save a value of type {_type_name(obj)} at path {path}: no handler is registered for it. "
+    if callable(obj) and not dataclasses.is_dataclass(obj):
+        return text + "Functions and classes are not saved; take it out of the tree, or hold it in a static field."
+    return text + "Decorate the class with @braintools_ckpt.serializable, or call msgpack_register_serialization."
+
+
+def _too_deep(path: str) -> str:
+    return (
+        f"Cannot save a tree that nests deeper than {MAX_DEPTH} levels (at path {_shortened(path)}). "
+        "Flatten it, for example into a list with indices."
+    )
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= 120 else f"{path[:60]}/.../{path[-40:]}"
+
+
+__all__ = ["MAX_DEPTH", "CheckpointError", "Encoder", "Trouble", "encode", "encode_metadata"]

@@ -1,0 +1,457 @@
+"""Load into a target: plan, execute, commit.
+
+*Plan* walks the target and the structure together, by specs alone, and collects every mismatch before an array byte is
+read. *Execute* reads the arrays that the plan asks for and converts them. *Commit* makes the results; only here may a
+stateful target (a ``brainstate.State``) change, within a transaction.
+
+What fits is loaded, what does not fit is a mismatch. A plan is a function of no arguments that makes the result of
+one value once the arrays are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from ..document import ARRAY, LEAF, NODE, REF, ArraySpec, Document, Value
+from ..errors import (
+    HandlerError,
+    LinkedPath,
+    MismatchError,
+    PrecisionError,
+    SerializationError,
+    format_array,
+    format_path,
+    unlink,
+)
+from .casting import Misfit, cast, castable, fit_number, scale
+from .decode import Decoder, run_decoder
+from .encode import Trouble
+from .mismatch import MismatchKind, MismatchMode, MismatchReport
+from .registry import Registry
+from .transaction import Transaction, transaction
+
+Build: TypeAlias = Callable[[], Any]
+UnitsMode: TypeAlias = Literal["exact", "convert"]
+ArraysMode: TypeAlias = Literal["saved", "numpy", "jax"]
+Array = np.ndarray[Any, Any]
+
+
+class Want(NamedTuple):
+    """What an array has to become: its library, dtype and shape, and for jax where it has to lie.
+
+    ``kind`` is ``numpy``, ``jax``, ``jax_weak``, ``scalar`` (a numpy scalar) or ``python`` (with ``number`` as type).
+    """
+
+    kind: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    sharding: Any = None
+    number: type = float
+
+    def __str__(self) -> str:
+        return self.number.__name__ if self.kind == "python" else format_array(self.dtype, self.shape)
+
+
+class Request(NamedTuple):
+    """One array that the plan needs: from where, as what, and what stays if its values do not fit."""
+
+    source: int | Array
+    want: Want
+    path: LinkedPath
+    keep: Any
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to load; the fields are the keyword arguments of ``msgpack_load``."""
+
+    mismatch: MismatchMode = "error"
+    partial: bool = False
+    units: UnitsMode = "exact"
+    arrays: ArraysMode = "saved"
+
+
+class Merger:
+    """One load of one document into one target."""
+
+    def __init__(
+        self, document: Document, registry: Registry, options: Options, report: MismatchReport | None = None
+    ) -> None:
+        self.document = document
+        self.registry = registry
+        self.options = options
+        self.report = report or MismatchReport(options.mismatch)
+        self.specs = document.arrays.specs
+        self.ratio = 1.0
+        self.decoder = Decoder(document, registry, self._whole)
+        self.transaction = Transaction()
+        self._requests: list[Request] = []
+        self._results: list[Any] = []
+        self._slots: dict[tuple[int, int], Build] = {}
+        self._plans: dict[tuple[int, int], Build] = {}
+        self._whole_indices: set[int] = set()
+        self._objects: dict[int, Any] = {}
+        self._parts: list[Merger] = []
+
+    # Plan.
+
+    def plan(self, target: Any, value: Value, path: LinkedPath) -> Build:
+        """Check one value against one target."""
+        handler = self.registry.lookup(target)
+        if handler is None:
+            raise SerializationError(
+                f"Cannot load into a {type(target).__module__}.{type(target).__qualname__} at path "
+                f"{self.format(path)}: no handler is registered for it. Decorate the class with "
+                "@braintools_ckpt.serializable, or call msgpack_register_serialization."
+            )
+        if type(value) is list and value[0] == REF:
+            return self._plan_shared(target, value[1], path, handler.plan)
+        return handler.plan(target, value, path, self)
+
+    def _plan_shared(self, target: Any, index: int, path: LinkedPath, plan: Callable[..., Build]) -> Build:
+        key = (index, id(target))
+        if key not in self._plans:
+            self._plans[key] = once(plan(target, self.document.resolve(self.document.shared[index]), path, self))
+        return self._plans[key]
+
+    def plan_array(self, target: Any, want: Want, value: Value, path: LinkedPath) -> Build:
+        """Check an array, or a number where the target is one, and ask for it."""
+        if type(value) is list and value[0] == ARRAY:
+            spec = self.specs[value[1]]
+            if spec.shape != want.shape:
+                return self.mismatch("shape", target, path, "Array shape mismatch", str(want), describe_spec(spec))
+            if spec.dtype != want.dtype and not castable(spec.dtype, want.dtype):
+                return self.mismatch("dtype", target, path, "Array dtype mismatch", str(want), describe_spec(spec))
+            return self._request_array(value[1], target, want, path)
+        number = self.number(value)
+        if number is None or want.shape != ():
+            return self.leaf_mismatch(target, str(want), value, path)
+        return self._request_number(number, target, want, path)
+
+    def _request_array(self, index: int, target: Any, want: Want, path: LinkedPath) -> Build:
+        # A target that stands in two places, and an array that stood in them too, are one object again.
+        key = (index, id(target))
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._slots[key] = self._request(Request(index, want, path, target, self.ratio))
+        return slot
+
+    def _request_number(self, number: Any, target: Any, want: Want, path: LinkedPath) -> Build:
+        try:
+            array = np.asarray(number)
+        except OverflowError:
+            array = np.asarray(number, dtype=object)
+        if array.dtype.kind == "O" or not castable(array.dtype, want.dtype):
+            return self.mismatch("dtype", target, path, "Array dtype mismatch", str(want), repr(number))
+        return self._request(Request(array, want, path, target, self.ratio))
+
+    def _request(self, request: Request) -> Build:
+        self._requests.append(request)
+        return partial(self._result, len(self._requests) - 1)
+
+    def _result(self, slot: int) -> Any:
+        return self._results[slot]
+
+    def plan_number(self, target: Any, value: Value, path: LinkedPath) -> Build:
+        """Check a Python number: the result has the target's type and equals what was saved."""
+        wanted = type(target)
+        if type(value) is list and value[0] == ARRAY:
+            spec = self.specs[value[1]]
+            if spec.shape == ():
+                want = Want("python", spec.dtype, (), number=wanted)
+                return self._request(Request(value[1], want, path, target, self.ratio))
+        number = self.number(value)
+        if number is None:
+            return self.leaf_mismatch(target, wanted.__name__, value, path)
+        if self.ratio != 1.0:
+            want = Want("python", np.asarray(number).dtype, (), number=wanted)
+            return self._request(Request(np.asarray(number), want, path, target, self.ratio))
+        try:
+            return constant(fit_number(number, wanted))
+        except Misfit:
+            found = f"{type(number).__name__} {number!r}"
+            return self.mismatch("leaf", target, path, "Leaf mismatch", wanted.__name__, found)
+
+    def number(self, value: Value) -> Any:
+        """Give the number that a value stands for, or None."""
+        if type(value) in (int, float, bool):
+            return value
+        if type(value) is list and value[0] == LEAF and value[1] in ("int", "complex", "numpy.scalar"):
+            number = self.decode_now(value)
+            return number if isinstance(number, (int, complex, np.generic)) else None
+        return None
+
+    def plan_decoded(self, value: Value) -> Build:
+        """Plan a value that is taken as the file has it: it is decoded without a target."""
+        self._need(value)
+        return lambda: run_decoder(self.decoder, value)
+
+    def decode_now(self, value: Value) -> Any:
+        """Decode a value while planning; if it holds arrays, they are read now."""
+        self._need(value)
+        self._read_whole()
+        return run_decoder(self.decoder, value)
+
+    def _need(self, value: Value) -> None:
+        if type(value) is dict:
+            for item in value.values():
+                self._need(item)
+        elif type(value) is list:
+            if value[0] == ARRAY:
+                self._whole_indices.add(value[1])
+            elif value[0] == REF:
+                self._need(self.document.shared[value[1]])
+            else:
+                for item in value[1:]:
+                    self._need(item)
+
+    def part(self, document: Document) -> Merger:
+        """Give a merger for a document that takes the place of a part of this one (an upgraded state)."""
+        merger = Merger(document, self.registry, self.options, self.report)
+        merger.transaction = self.transaction
+        self._parts.append(merger)
+        return merger
+
+    # Mismatches.
+
+    def mismatch(
+        self, kind: MismatchKind, target: Any, path: LinkedPath, what: str, expected: str, found: str
+    ) -> Build:
+        """Note that something does not fit; the plan is then to keep the target's own value."""
+        self.note(kind, path, f"{what}: expected {expected}, got {found}", expected=expected, found=found)
+        return constant(target)
+
+    def leaf_mismatch(self, target: Any, expected: str, value: Value, path: LinkedPath) -> Build:
+        """Note that the file holds something of another kind."""
+        found = describe(value, self.specs)
+        what = "Unit mismatch" if "brainunit.Quantity" in _tags(value) else "Leaf mismatch"
+        kind: MismatchKind = "unit" if what == "Unit mismatch" else "leaf"
+        return self.mismatch(kind, target, path, what, expected, found)
+
+    def note(
+        self, kind: MismatchKind, path: LinkedPath, text: str, *, expected: str, found: str, keys: Sequence[Any] = ()
+    ) -> None:
+        """Add a mismatch to the report."""
+        self.report.add(kind, self.whole_path(path), text, expected=expected, found=found, keys=tuple(keys))
+
+    def whole_path(self, path: LinkedPath) -> tuple[Any, ...]:
+        """Give a path from the root of the outermost load."""
+        return (*self.transaction.path, *unlink(path))
+
+    def format(self, path: LinkedPath) -> str:
+        """Write a path for a message."""
+        return format_path(self.whole_path(path))
+
+    # Execute.
+
+    def execute(self) -> None:
+        """Read all arrays that the plan asks for, in file order, and convert them."""
+        self._read_whole()
+        indices = sorted({r.source for r in self._requests if isinstance(r.source, int)})
+        host = dict(zip(indices, self.document.arrays.read(indices), strict=True))
+        uses: dict[int, int] = {}
+        for request in self._requests:
+            if isinstance(request.source, int):
+                uses[request.source] = uses.get(request.source, 0) + 1
+        self._results = []
+        for request in self._requests:
+            self._results.append(self._convert(request, host, uses))
+        self._place()
+        for part in self._parts:
+            part.execute()
+
+    def _convert(self, request: Request, host: dict[int, Array], uses: dict[int, int]) -> Any:
+        want = request.want
+        if isinstance(request.source, int):
+            uses[request.source] -= 1
+            last = uses[request.source] == 0
+            array = host.pop(request.source) if last else np.array(host[request.source])
+        else:
+            array = request.source
+        try:
+            if want.kind == "python":
+                number = array[()] if request.ratio == 1.0 else scale(array, request.ratio, _number_dtype(want))[()]
+                return fit_number(number, want.number)
+            if request.ratio != 1.0:
+                array = scale(array, request.ratio, want.dtype)
+            array = cast(array, want.dtype)
+        except Misfit:
+            found = format_array(array.dtype, array.shape) + " with values that do not survive the cast"
+            self.mismatch("dtype", None, request.path, "Array dtype mismatch", str(want), found)
+            return request.keep
+        return array[()] if want.kind == "scalar" else array
+
+    def _place(self) -> None:
+        """Move what has to become jax arrays to its devices, all at once."""
+        waiting = [i for i, r in enumerate(self._requests) if r.want.kind.startswith("jax")]
+        waiting = [i for i in waiting if self._results[i] is not self._requests[i].keep]
+        if not waiting:
+            return
+        wants = [self._requests[i].want for i in waiting]
+        placed = self.place([self._results[i] for i in waiting], wants, [self._requests[i].path for i in waiting])
+        for i, array in zip(waiting, placed, strict=True):
+            self._results[i] = array
+
+    def place(self, arrays: list[Array], wants: Sequence[Any], paths: Sequence[LinkedPath]) -> list[Any]:
+        """Turn host arrays, which nobody else holds, into jax arrays."""
+        self.registry.activate("jax")
+        from ..adapters.jax import WideDtypeError, place
+
+        try:
+            return place(arrays, wants)
+        except WideDtypeError as error:
+            raise PrecisionError(error.explain(self.format(paths[error.index]) if paths else None)) from None
+
+    def _read_whole(self) -> None:
+        indices = sorted(self._whole_indices - self._objects.keys())
+        if indices:
+            arrays = materialize(self.document, indices, self)
+            self._objects.update(zip(indices, arrays, strict=True))
+
+    def _whole(self, index: int) -> Any:
+        return self._objects[index]
+
+    # Commit.
+
+    def call(self, target: Any, path: LinkedPath, function: Callable[[], Any]) -> Any:
+        """Let a user's handler restore an object; what it raises names the path, what it changes can be undone."""
+        self.transaction.remember(target)
+        outer = self.transaction.path
+        self.transaction.path = self.whole_path(path)
+        try:
+            return function()
+        except MismatchError as error:
+            self.report.found.extend(error.mismatches)
+            return target
+        except HandlerError:
+            raise
+        except Exception as error:
+            where = format_path(self.transaction.path)
+            raise HandlerError(
+                f"The handler of {type(target).__qualname__} failed to restore the value at path {where}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        finally:
+            self.transaction.path = outer
+
+
+def merge(document: Document, target: Any, registry: Registry, options: Options, path: LinkedPath = None) -> Any:
+    """Load a document into a target.
+
+    Parameters
+    ----------
+    document : Document
+        What was saved.
+    target : pytree
+        What the result has to look like.
+    registry : Registry
+        Where handlers are looked up.
+    options : Options
+        How to treat what does not fit.
+    path : LinkedPath, optional
+        Where the target stands in a larger tree, for messages.
+
+    Returns
+    -------
+    pytree
+        A tree like the target with the document's values; stateful parts of the target are the target's own objects.
+
+    Raises
+    ------
+    MismatchError
+        If something does not fit and ``options.mismatch`` is ``"error"``; all of it in one exception.
+    """
+    merger = Merger(document, registry, options)
+    with transaction() as current:
+        merger.transaction = current
+        try:
+            build = merger.plan(target, document.structure, path)
+            merger.report.raise_errors()
+            merger.execute()
+            merger.report.raise_errors()
+            result = build()
+        except Trouble as trouble:
+            raise trouble.resolve(merger.whole_path(path)) from trouble.__cause__
+        merger.report.raise_errors()
+    merger.report.warn()
+    return result
+
+
+def materialize(document: Document, indices: Sequence[int], merger: Merger) -> list[Any]:
+    """Read arrays and give them the library they had, or the one that the options ask for."""
+    arrays: list[Any] = document.arrays.read(indices)
+    mode = merger.options.arrays
+    if mode == "numpy":
+        return arrays
+    specs = [document.arrays.specs[index] for index in indices]
+    on_device = [i for i, s in enumerate(specs) if s.kind != "numpy" or (mode == "jax" and _fits_jax(s.dtype))]
+    if on_device:
+        wants = [Want(specs[i].kind.replace("numpy", "jax"), specs[i].dtype, specs[i].shape) for i in on_device]
+        placed = merger.place([arrays[i] for i in on_device], wants, [])
+        for i, array in zip(on_device, placed, strict=True):
+            arrays[i] = array
+    return arrays
+
+
+def load_plain(document: Document, registry: Registry, options: Options) -> Any:
+    """Load a document without a target."""
+    merger = Merger(document, registry, options)
+    return merger.decode_now(document.structure)
+
+
+def constant(value: Any) -> Build:
+    """Plan to give a value that is known already."""
+    return lambda: value
+
+
+def once(build: Build) -> Build:
+    """Run a plan at most once, and give the same object each time."""
+    made: list[Any] = []
+
+    def run() -> Any:
+        if not made:
+            made.append(build())
+        return made[0]
+
+    return run
+
+
+def describe(value: Value, specs: Sequence[ArraySpec]) -> str:
+    """Say in a few words what a value of a file is."""
+    if type(value) is not list:
+        return "a dict" if type(value) is dict else f"{type(value).__name__} {value!r}"[:80]
+    kind = value[0]
+    if kind == ARRAY:
+        return describe_spec(specs[value[1]])
+    if kind not in (NODE, LEAF):
+        return "a list" if kind == 0 else "a dict"
+    tag, attributes = value[1], value[3] if len(value) > 3 else {}
+    if tag == "brainunit.Quantity":
+        return f"{describe(value[2], specs)} with unit {attributes['unit'].get('symbol', '?')}"
+    name = attributes.get("class")
+    return f"a {tag}" + (f" {name}" if name else "")
+
+
+def describe_spec(spec: ArraySpec) -> str:
+    """Write a spec as ``float32[2, 3]``."""
+    return format_array(spec.dtype, spec.shape)
+
+
+def _tags(value: Value) -> tuple[str, ...]:
+    return (value[1],) if type(value) is list and value[0] in (NODE, LEAF) else ()
+
+
+def _fits_jax(dtype: np.dtype[Any]) -> bool:
+    from .casting import rank
+
+    return rank(dtype) is not None and dtype.isnative and dtype.itemsize <= 16 and dtype.name != "float128"
+
+
+def _number_dtype(want: Want) -> np.dtype[Any]:
+    return np.dtype(np.int64 if want.number in (int, bool) else np.complex128 if want.number is complex else np.float64)

@@ -1,0 +1,87 @@
+"""What can differ between a checkpoint and a target, and what is done about it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from ..errors import MismatchError, Path, format_path
+
+MismatchMode: TypeAlias = Literal["error", "warn", "ignore"]
+MismatchKind: TypeAlias = Literal["missing", "unexpected", "container", "length", "leaf", "shape", "dtype", "unit"]
+
+_REMEDY = (
+    "Nothing was loaded. Pass mismatch='warn' or mismatch='ignore' to keep the target's values where they do not fit"
+)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """One difference between a checkpoint and a target.
+
+    Attributes
+    ----------
+    kind : str
+        ``missing`` and ``unexpected`` (keys), ``container``, ``length``, ``leaf`` (kinds of values), ``shape``,
+        ``dtype`` or ``unit``.
+    path : tuple
+        Where it is: the keys from the root of the target.
+    expected, found : str
+        What the target asks for and what the checkpoint holds.
+    message : str
+        The whole sentence.
+    keys : tuple
+        The keys that are missing or unexpected.
+    """
+
+    kind: MismatchKind
+    path: Path
+    expected: str
+    found: str
+    message: str
+    keys: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def check_mode(mode: str) -> None:
+    """Refuse a mismatch mode that does not exist."""
+    if mode not in get_args(MismatchMode):
+        raise ValueError(f"Invalid mismatch mode: {mode!r}. Must be one of 'error', 'warn', or 'ignore'.")
+
+
+class MismatchReport:
+    """Collects mismatches, and ends in one exception, in warnings, or in silence."""
+
+    def __init__(self, mode: MismatchMode) -> None:
+        check_mode(mode)
+        self.mode = mode
+        self.found: list[Mismatch] = []
+
+    def add(
+        self, kind: MismatchKind, path: Path, text: str, *, expected: str, found: str, keys: tuple[Any, ...] = ()
+    ) -> None:
+        """Note one mismatch; ``text`` is the sentence up to its path."""
+        message = f"{text} at path {format_path(path)}."
+        self.found.append(Mismatch(kind, path, expected, found, message, keys))
+
+    def raise_errors(self) -> None:
+        """Raise all that was found in one exception, when mismatches are errors."""
+        if self.found and self.mode == "error":
+            partial = any(mismatch.kind == "unexpected" for mismatch in self.found)
+            remedy = _REMEDY + (", or partial=True when the target names only a part." if partial else ".")
+            raise MismatchError(self.found, remedy)
+
+    def warn(self) -> None:
+        """Give one warning for each mismatch, when that was asked for."""
+        if self.mode == "warn":
+            for mismatch in self.found:
+                warnings.warn(mismatch.message, UserWarning, stacklevel=4)
+
+
+def format_keys(keys: Collection[Any]) -> str:
+    """Write keys as a set, in a stable order."""
+    return "{" + ", ".join(sorted(map(repr, keys))) + "}"

@@ -1,0 +1,73 @@
+"""Any class that is registered with jax as a pytree: one level at a time, by the keys that it gives its children."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ..document import LIST, Value
+from ..errors import LinkedPath
+from .containers import as_items, container_mismatch, node_parts, plan_fields
+from .decode import Decoder
+from .encode import Encoder
+from .merge import Build, Merger
+from .objects import lost_class
+from .registry import Handler, Registry
+from .scalars import class_name
+
+
+def is_pytree(obj: Any) -> bool:
+    """Tell whether jax knows how to take an object apart."""
+    jax = sys.modules.get("jax")
+    return jax is not None and not jax.tree_util.all_leaves([obj])
+
+
+def take_apart(obj: Any) -> tuple[dict[Any, Any], Callable[[list[Any]], Any]]:
+    """Give the children of one level by key, and a function that makes the object from new children."""
+    tree_util = sys.modules["jax"].tree_util
+    children, treedef = tree_util.tree_flatten_with_path(obj, is_leaf=lambda node: node is not obj)
+    keys = [_plain_key(path[0]) for path, _ in children]
+    if len(set(keys)) != len(keys):
+        keys = list(range(len(children)))
+    return dict(zip(keys, (child for _, child in children), strict=True)), treedef.unflatten
+
+
+def _plain_key(key: Any) -> Any:
+    for attribute in ("name", "key", "idx"):
+        if hasattr(key, attribute):
+            return getattr(key, attribute)
+    return str(key)
+
+
+class PytreeHandler(Handler):
+    """A registered pytree: its children are saved, its static data comes from the target."""
+
+    tag = "pytree"
+
+    def encode(self, obj: Any, encoder: Encoder) -> Value:
+        """Write the children by key."""
+        children, _ = take_apart(obj)
+        return encoder.node(self.tag, encoder.mapping(children), **{"class": class_name(type(obj))})
+
+    def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
+        """Give the children as a dict."""
+        return decoder.plain(state, lost_class(attributes["class"]))
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        """Plan by key."""
+        found = node_parts(value, self.tag)
+        items = as_items(found[0] if found else value)
+        if items is None:
+            return container_mismatch(target, f"a {type(target).__name__}", value, path, merger)
+        children, unflatten = take_apart(target)
+        plans = plan_fields(children, items, path, merger)
+        return lambda: unflatten([plan() for _, plan in plans])
+
+
+def set_up(registry: Registry) -> None:
+    """Register the rule for pytrees; it comes before that for dataclasses, whose static fields jax knows."""
+    registry.register_rule(is_pytree, PytreeHandler())
+
+
+__all__ = ["LIST", "PytreeHandler", "is_pytree", "set_up", "take_apart"]

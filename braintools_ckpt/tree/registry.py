@@ -1,0 +1,175 @@
+"""The registry: which handler looks after which type.
+
+A type is looked up once and remembered: exact match, then the adapters of the libraries in the type's MRO are
+activated, then the MRO itself, then the generic rules (registered jax pytrees, dataclasses). A tag of a file is looked
+up the same way, but can only ever reach what is registered here or one of the adapters in the fixed table below.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..document import Value
+from ..errors import LinkedPath, RegistrationError
+
+if TYPE_CHECKING:
+    from .decode import Decoder
+    from .encode import Encoder
+    from .merge import Build, Merger
+
+#: The library a type comes from (top-level package of its module, or first word of its tag) -> our adapter.
+ADAPTERS = {
+    "jax": "jax",
+    "jaxlib": "jax",
+    "brainunit": "brainunit",
+    "saiunit": "brainunit",
+    "brainstate": "brainstate",
+}
+
+
+class Handler:
+    """How objects of one type become values of a structure, and how those become objects again.
+
+    Attributes
+    ----------
+    tag : str
+        The stable name of the type in files.
+    tracked : bool
+        Whether identity matters: an object met twice is then stored once, and is one object again on load.
+    """
+
+    tag: str = ""
+    tracked: ClassVar[bool] = True
+
+    def encode(self, obj: Any, encoder: Encoder) -> Value:
+        """Give the value that stands for the object in a structure."""
+        raise NotImplementedError
+
+    def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
+        """Make an object from the state and attributes of a node, without a target."""
+        raise NotImplementedError
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        """Check a value of a file against a target and give a function that makes the result."""
+        raise NotImplementedError
+
+
+class Registry:
+    """A table of handlers by type and by tag, with one lookup order and one cache."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._types: dict[type, Handler] = {}
+        self._tags: dict[str, Handler] = {}
+        self._structural: list[tuple[Callable[[type], bool], Handler]] = []
+        self._generic: list[tuple[Callable[[Any], bool], Handler]] = []
+        self._activated: dict[str, bool] = {}
+        self._cache: dict[type, Handler | None] = {}
+
+    def register(self, ty: type, handler: Handler, *, override: bool = False) -> None:
+        """Let ``handler`` look after ``ty`` and its subclasses.
+
+        Raises
+        ------
+        RegistrationError
+            If the type or the handler's tag is taken and ``override`` is false.
+        """
+        with self._lock:
+            self.activate_for(ty)
+            present = self._types.get(ty)
+            if present is not None and not override:
+                raise RegistrationError(
+                    f'a serialization handler for "{ty.__name__}" is already registered: {present!r}. '
+                    "Pass override=True to replace it."
+                )
+            holder = self._tags.get(handler.tag)
+            if handler.tag and holder is not None and holder is not present and not override:
+                raise RegistrationError(
+                    f"the name {handler.tag.removeprefix('class:')!r} is already registered by {holder!r}. "
+                    "Pass another name=, or override=True to replace it."
+                )
+            if present is not None and self._tags.get(present.tag) is present:
+                del self._tags[present.tag]
+            self._types[ty] = handler
+            if handler.tag:
+                self._tags[handler.tag] = handler
+            self._cache = {}
+
+    def register_rule(self, applies: Callable[[Any], bool], handler: Handler, *, structural: bool = False) -> None:
+        """Add a rule for types that cannot be listed.
+
+        A structural rule looks at a type and comes before the MRO (an ``IntEnum`` is an enum, not an int); a generic
+        one looks at an object and comes last.
+        """
+        with self._lock:
+            (self._structural if structural else self._generic).append((applies, handler))
+            self._tags[handler.tag] = handler
+            self._cache = {}
+
+    def register_tag(self, handler: Handler) -> None:
+        """Let ``handler`` read its tag, without a type of its own."""
+        with self._lock:
+            self._tags[handler.tag] = handler
+
+    def lookup(self, obj: Any) -> Handler | None:
+        """Find the handler of an object's type, or None."""
+        ty = type(obj)
+        try:
+            return self._cache[ty]
+        except KeyError:
+            pass
+        with self._lock:
+            handler = self._find(ty, obj)
+            self._cache[ty] = handler
+            return handler
+
+    def _find(self, ty: type, obj: Any) -> Handler | None:
+        if ty not in self._types:
+            self.activate_for(ty)
+        if ty in self._types:
+            return self._types[ty]
+        for applies, handler in self._structural:
+            if applies(ty):
+                return handler
+        for base in ty.__mro__:
+            if base in self._types:
+                return self._types[base]
+        for applies, handler in self._generic:
+            if applies(obj):
+                return handler
+        return None
+
+    def by_tag(self, tag: str) -> Handler | None:
+        """Find the handler that reads a tag, or None; may activate an adapter of the fixed table."""
+        handler = self._tags.get(tag)
+        if handler is None and self.activate(tag.partition(".")[0]):
+            handler = self._tags.get(tag)
+        return handler
+
+    def activate_for(self, ty: type) -> None:
+        """Activate the adapters of every library in the MRO of a type."""
+        for base in ty.__mro__:
+            self.activate(base.__module__.partition(".")[0])
+
+    def activate(self, library: str) -> bool:
+        """Import the adapter of a library once; False when there is none, or the library is not installed."""
+        name = ADAPTERS.get(library)
+        if name is None:
+            return False
+        with self._lock:
+            if name not in self._activated:
+                self._activated[name] = True  # before set_up, which registers and so comes back here
+                try:
+                    importlib.import_module(f"..adapters.{name}", __package__).set_up(self)
+                except ModuleNotFoundError as error:
+                    if error.name is None or error.name.partition(".")[0] not in ADAPTERS:
+                        del self._activated[name]
+                        raise
+                    self._activated[name] = False
+            return self._activated[name]
+
+
+registry = Registry()
