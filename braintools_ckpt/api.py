@@ -37,7 +37,7 @@ def msgpack_save(
     verbose: bool = False,
     *,
     metadata: Mapping[str, Any] | None = None,
-    format: Format = "v1",  # noqa: A002
+    format: Format = "v1",
     durable: bool = True,
     progress: bool = False,
 ) -> str:
@@ -106,7 +106,7 @@ def msgpack_save(
         raise ValueError("format='flax' has no place for metadata: put it into the tree, or use format='v1'.")
     name = _local_name(filename)
     if verbose:
-        print(f"Saving checkpoint into {name or filename}")  # noqa: T201
+        print(f"Saving checkpoint into {name or filename}")
     if async_manager is not None:
         async_manager.wait_previous_save()
     if name is not None and not overwrite and os.path.lexists(name):
@@ -220,7 +220,7 @@ def msgpack_load(
     options = _options(target, mismatch, partial, units, arrays, raw)
     _local_name(filename)
     if verbose:
-        print(f"Loading checkpoint from {filename}")  # noqa: T201
+        print(f"Loading checkpoint from {filename}")
     with open_source(filename) as source:
         _check_size(source, max_size)
         with _progress(progress, "loading", source.size) as on_bytes:
@@ -228,7 +228,7 @@ def msgpack_load(
             return load_document(document, target, options, rename=rename, raw=raw)
 
 
-def msgpack_dumps(target: Any, *, metadata: Mapping[str, Any] | None = None, format: Format = "v1") -> bytes:  # noqa: A002
+def msgpack_dumps(target: Any, *, metadata: Mapping[str, Any] | None = None, format: Format = "v1") -> bytes:
     """Give a tree as bytes: those that :func:`msgpack_save` would write.
 
     Parameters
@@ -340,7 +340,7 @@ def msgpack_to_state_dict(target: Any) -> Any:
     """
     document = encode(target, registry)
     live = document.arrays
-    assert isinstance(live, LiveArrays)  # noqa: S101
+    assert isinstance(live, LiveArrays)
     return to_state_dict(document, registry, live.sources.__getitem__)
 
 
@@ -418,7 +418,7 @@ def _writer(document: Document, format_: Format) -> Callable[[Sink], None]:
     if format_ == "v1":
         return lambda sink: writer.write(document, sink)
     live = document.arrays
-    assert isinstance(live, LiveArrays)  # noqa: S101
+    assert isinstance(live, LiveArrays)
     state = to_state_dict(document, registry, live.host)
     return lambda sink: legacy.write_state_dict(state, sink)
 

@@ -16,7 +16,6 @@ from .document import ARRAY, LEAF, REF, ArraySpec, Document, Value, children, is
 from .errors import format_array, format_key, format_path
 from .format.reader import StoredArrays
 from .storage.sources import open_source
-from .tree import registry
 from .tree.decode import decode_key
 from .tree.merge import ArraysMode, Options, UnitsMode
 from .tree.mismatch import MismatchMode, check_mode
@@ -93,7 +92,7 @@ class Checkpoint(Mapping[str, Any]):
         return self._values
 
     def _collect(self, value: Value, path: tuple[Any, ...], seen: set[int]) -> None:
-        assert self._values is not None  # noqa: S101
+        assert self._values is not None
         while type(value) is list and value[0] == REF:
             # What is shared is listed where it first stands: a file must not be able to make the list explode.
             first = value[1] not in seen
@@ -336,6 +335,3 @@ def _size(nbytes: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return ""
-
-
-__all__ = ["Checkpoint", "LeafSpec", "open_checkpoint", "registry"]

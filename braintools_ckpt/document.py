@@ -63,7 +63,10 @@ class ArraySpec(NamedTuple):
 class ArrayTable(Protocol):
     """The arrays of a document: live objects when saving, references into a file when loading."""
 
-    specs: Sequence[ArraySpec]
+    @property
+    def specs(self) -> Sequence[ArraySpec]:
+        """What is known of each array, by index."""
+        ...
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray[Any, Any]]:
         """Give fresh, writable host arrays, one for each index, in that order."""
@@ -123,13 +126,6 @@ class Document:
         while type(value) is list and value[0] == REF:
             value = self.shared[value[1]]
         return value
-
-
-class Walked(NamedTuple):
-    """One part of a structure: where it is and what stands there."""
-
-    path: tuple[Any, ...]
-    value: Value
 
 
 def children(value: Value, key_of: Callable[[Value], Any]) -> Iterator[tuple[Any, Value]]:

@@ -1507,7 +1507,6 @@ def test_a_missing_file(tmp_path):
 
 def test_a_missing_file_names_those_with_similar_names(path, monkeypatch):
     (path.parent / "unrelated").touch()
-    (path.parent / ".modle.msgpack.tmp-1-0123456789abcdef").touch()
     wrong = path.parent / "modle.msgpack"
     with pytest.raises(CheckpointNotFoundError) as caught:
         open_source(wrong)
@@ -1519,6 +1518,14 @@ def test_a_missing_file_names_those_with_similar_names(path, monkeypatch):
     assert str(caught.value) == (
         "Checkpoint not found: modle.msgpack. Did you mean 'mode.msgpack' or 'model.msgpack'?"
     )
+
+
+def test_temporary_files_are_never_suggested(tmp_path):
+    name = "a-long-name-of-a-checkpoint-of-step-100.msgpack"
+    (tmp_path / f".{name}.tmp-1-0123456789abcdef").touch()
+    with pytest.raises(CheckpointNotFoundError) as caught:
+        LocalSource(tmp_path / name)
+    assert str(caught.value) == f"Checkpoint not found: {tmp_path / name}"
 
 
 def test_a_missing_directory_is_named(tmp_path):
@@ -1612,6 +1619,20 @@ def test_a_stream_beyond_its_end_is_empty():
     file = io.BytesIO(b"abc")
     file.seek(10)
     assert open_source(file).size == 0
+
+
+def test_threads_do_not_move_a_stream_under_each_other():
+    class Slow(io.BytesIO):
+        def seek(self, *arguments):
+            position = super().seek(*arguments)
+            time.sleep(0.001)  # let another thread in
+            return position
+
+    source = StreamSource(Slow(DATA))
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda offset: source.read(offset, 1), range(64))) == [
+            DATA[offset : offset + 1] for offset in range(64)
+        ]
 
 
 class Reader:

@@ -133,9 +133,7 @@ class FlattedDictHandler(Handler):
         return lambda: type(target)({key: plan() for key, plan in plans})
 
 
-def _plan_nested(
-    target: Any, items: dict[Any, Value], path: LinkedPath, merger: Merger
-) -> list[tuple[Any, Build]]:
+def _plan_nested(target: Any, items: dict[Any, Value], path: LinkedPath, merger: Merger) -> list[tuple[Any, Build]]:
     plans: list[tuple[Any, Build]] = []
     missing = []
     for key, state in target.items():

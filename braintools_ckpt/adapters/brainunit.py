@@ -9,7 +9,7 @@ from typing import Any
 import brainunit as u
 import numpy as np
 
-from ..document import LEAF, LIST, Value
+from ..document import LIST, Value
 from ..errors import LinkedPath
 from ..tree.containers import node_parts
 from ..tree.decode import Decoder
@@ -133,7 +133,9 @@ class QuantityHandler(Handler):
         if found is not None:
             return found[0], make_unit(found[1]["unit"], merger.decoder)
         if type(value) is dict and {"mantissa", "scale", "base", "dim"} <= set(value):
-            return value["mantissa"], _plain_unit(merger.decode_now({k: v for k, v in value.items() if k != "mantissa"}))
+            return value["mantissa"], _plain_unit(
+                merger.decode_now({k: v for k, v in value.items() if k != "mantissa"})
+            )
         return value, None
 
 
@@ -207,6 +209,3 @@ def set_up(registry: Registry) -> None:
     registry.register(u.Quantity, QuantityHandler())
     registry.register(u.Unit, UnitHandler())
     registry.register(u.Dimension, DimensionHandler())
-
-
-__all__ = ["LEAF", "named", "set_up", "unit_value"]

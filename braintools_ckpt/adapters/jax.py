@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from ..errors import LinkedPath, SerializationError, format_array
 from ..tree.containers import as_items, container_mismatch, node_parts, plan_fields
 from ..tree.decode import Decoder
 from ..tree.encode import Encoder, Trouble
-from ..tree.merge import Build, Merger, Want, constant
+from ..tree.merge import Build, Merger, Want
 from ..tree.registry import Handler, Registry
 
 
@@ -198,13 +198,6 @@ def _weak(array: Any) -> Any:
     return jax.device_put(result, array.sharding) if array.committed else result
 
 
-class Types(NamedTuple):
-    """One row of what jax registers."""
-
-    type: type
-    handler: Handler
-
-
 def set_up(registry: Registry) -> None:
     """Register the types of jax."""
     array = JaxArrayHandler()
@@ -217,7 +210,3 @@ def set_up(registry: Registry) -> None:
     for ty, handler in rows:
         registry.register(ty, handler)
     registry.register_tag(KeyHandler())
-
-
-Setup = Callable[[Registry], None]
-__all__ = ["WideDtypeError", "constant", "place", "set_up"]

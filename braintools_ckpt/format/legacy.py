@@ -102,7 +102,6 @@ class _FileArrays(LiveArrays):
         return self.add(ArraySpec(dtype, shape, "numpy"), _Split(pieces, shape))
 
 
-@lru_cache(maxsize=256)
 def _dtype_of(name: bytes) -> DType:
     text = name.decode("ascii", "replace")
     if found := _FLEXIBLE_NAME.fullmatch(text):
@@ -148,32 +147,35 @@ def _cut_large(data: bytes) -> tuple[object, object, memoryview] | None:
     return (shape, name, payload) if len(payload) == struct.unpack_from(layout, data, start + 1)[0] else None
 
 
-def _array_of(data: bytes) -> Array:
+# Arrays of one shape and dtype come in great numbers. That a length may be 1.0 once 1 is in the cache does no harm.
+@lru_cache(maxsize=1024)
+def _spec_of(name: bytes, *shape: int) -> tuple[ArraySpec, int]:
+    if len(shape) > MAX_NDIM or not all(type(n) is int and n >= 0 for n in shape):
+        _refuse_bytes("an array has an invalid shape")
+    spec = ArraySpec(_dtype_of(name), shape, "numpy")
+    if spec.dtype.itemsize == 0 and spec.size > _MAX_BYTELESS:
+        _refuse_bytes(f"an array {format_array(spec.dtype, shape)} of elements without bytes is too large")
+    return spec, spec.nbytes
+
+
+def _array_of(data: bytes) -> tuple[ArraySpec, Array]:
     shape, name, payload = _cut(data)
-    if type(shape) is not list or not _are_lengths(shape):
-        _refuse_bytes("an array has an invalid shape")
-    if type(name) is not bytes:
-        _refuse_bytes("the dtype of an array is not a name")
-    dtype, size = _dtype_of(name), prod(shape)
-    if size * dtype.itemsize != len(payload):
-        _refuse_bytes(f"{len(payload)} bytes are not the data of an array {format_array(dtype, shape)}")
-    if dtype.itemsize == 0 and size > _MAX_BYTELESS:
-        _refuse_bytes(f"an array {format_array(dtype, shape)} of elements without bytes is too large")
+    if type(name) is not bytes or type(shape) is not list:
+        _refuse_bytes("an array is not made of a shape, a dtype and data")
     try:
-        array: Array = np.ndarray(shape, dtype, buffer=payload)
-    except (ValueError, OverflowError):  # an empty array with another length that numpy cannot count to
+        spec, nbytes = _spec_of(name, *shape)
+        if nbytes == len(payload):
+            array: Array = np.ndarray(spec.shape, spec.dtype, buffer=payload)
+            return spec, _readable_text(array, payload) if spec.dtype.kind == "U" else array
+    except (TypeError, ValueError, OverflowError):  # lengths that are lists, or that numpy cannot count to
         _refuse_bytes("an array has an invalid shape")
-    return _readable_text(array, payload) if dtype.kind == "U" and payload else array
-
-
-def _are_lengths(shape: Sequence[Any]) -> bool:
-    return len(shape) <= MAX_NDIM and set(map(type, shape)) <= {int} and min(shape, default=0) >= 0
+    _refuse_bytes(f"{len(payload)} bytes are not the data of an array {format_array(spec.dtype, spec.shape)}")
 
 
 def _readable_text(array: Array, payload: bytes | memoryview) -> Array:
     """Swap the bytes of text that was saved big-endian: read as little-endian it is no text at all."""
-    codes = np.frombuffer(payload, "<u4")
-    if codes.max() <= sys.maxunicode:
+    codes: Array = np.ndarray(len(payload) // 4, "<u4", buffer=payload)
+    if codes.max(initial=0) <= sys.maxunicode:
         return array
     codes = codes.byteswap()
     if codes.max() > sys.maxunicode:
@@ -189,10 +191,10 @@ def _complex_of(data: bytes) -> Value:
 
 
 def _scalar_of(data: bytes) -> Value:
-    array = _array_of(data)
-    if array.shape != ():
+    spec, array = _array_of(data)
+    if spec.shape != ():
         _refuse_bytes("a numpy scalar has dimensions")
-    return [LEAF, "numpy.scalar", array.tobytes(), {"dtype": describe(array.dtype)}]
+    return [LEAF, "numpy.scalar", array.tobytes(), {"dtype": describe(spec.dtype)}]
 
 
 def _numbered(value: Value) -> list[Value] | None:
@@ -210,8 +212,7 @@ class _Reader:
 
     def ext(self, code: int, data: bytes) -> Value:
         if code == _ARRAY_CODE:
-            array = _array_of(data)
-            return [ARRAY, self.arrays.add(ArraySpec(array.dtype, array.shape, "numpy"), array)]
+            return [ARRAY, self.arrays.add(*_array_of(data))]
         if code == _COMPLEX_CODE:
             return _complex_of(data)
         if code == _SCALAR_CODE:
@@ -240,10 +241,10 @@ class _Reader:
         shape, chunks = _numbered(state.get("shape")), _numbered(state.get("chunks"))
         if state.keys() != _SPLIT_KEYS or state[_SPLIT_MARK] is not True or shape is None or not chunks:
             return state
-        if not _are_lengths(shape) or not self._are_pieces(chunks):
+        if not all(type(n) is int and n >= 0 for n in shape) or not self._are_pieces(chunks):
             return state
         indices = [chunk[1] for chunk in chunks]
-        if prod(shape) != sum(self.arrays.specs[index].size for index in indices):
+        if len(shape) > MAX_NDIM or prod(shape) != sum(self.arrays.specs[index].size for index in indices):
             _refuse_bytes(f"the pieces of a split array do not make the shape {shape}")
         return [ARRAY, self.arrays.join(indices, tuple(shape))]
 
@@ -378,7 +379,7 @@ def _list_header(size: int) -> bytes:
 def _array_header(code: int, shape: tuple[int, ...], dtype: DType) -> bytes:
     nbytes = prod(shape) * dtype.itemsize
     inner = _list_header(3) + msgpack.packb(shape) + msgpack.packb(dtype.name) + _bin_header(nbytes)
-    return _ext_header(code, len(inner) + nbytes) + inner
+    return bytes(_ext_header(code, len(inner) + nbytes) + inner)
 
 
 def _is_jax_array(value: Any) -> bool:
@@ -464,11 +465,13 @@ class _Planner:
         else:
             _refuse_value(path, f"a value of type {kind.__name__}")
 
-    def _open(self, path: LinkedPath, header: bytes, entries: Iterator[Any], *flags: bool) -> None:
+    def _open(
+        self, path: LinkedPath, header: bytes, entries: Iterator[Any], is_map: bool, splittable: bool
+    ) -> None:
         if len(self._stack) == MAX_DEPTH:
             _refuse_value(path, f"a tree of more than {MAX_DEPTH} levels, or one that contains itself,")
         self.parts.append(header)
-        self._stack.append((path, entries, *flags))
+        self._stack.append((path, entries, is_map, splittable))
 
     def _int(self, path: LinkedPath, value: int) -> None:
         if not -(2**63) <= value < 2**64:

@@ -6,6 +6,7 @@ Every number that a file gives is checked against the file's size before anythin
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -210,7 +211,7 @@ class StoredArrays:
         start, stop, rest = rows
         stride = spec.nbytes // spec.shape[0]
         data = _aligned(stride * (stop - start))
-        self._read_span(self._offsets[index] + start * stride, memoryview(data))
+        self._read_span(self._offsets[index] + start * stride, data.data)
         return np.asarray(data.view(spec.dtype).reshape(stop - start, *spec.shape[1:])[rest])
 
     def _read_span(self, offset: int, out: memoryview) -> None:
@@ -320,7 +321,7 @@ class _ReadPlan:
             base = table._starts[blob] - table._starts[first]
             for block, start in enumerate(range(0, table._blob_size[blob], table._hash_block)):
                 stop = min(start + table._hash_block, table._blob_size[blob])
-                jobs.append(_Job(table, blob, block, memoryview(memory)[base + start : base + stop]))
+                jobs.append(_Job(table, blob, block, memory.data[base + start : base + stop]))
 
     def arrays(self) -> list[Array]:
         """Give the arrays, as views of what was read."""
@@ -340,12 +341,13 @@ class _ReadPlan:
 
     def _bytes(self, first: int, last: int) -> Array:
         table = self._table
-        if first in self._memory:
+        mapped = table._mapped
+        if first in self._memory or mapped is None:
             return self._memory[first]
         parts = []
         for blob in range(first, last + 1):
             at = table._blob_at[blob]
-            parts.append(np.frombuffer(table._mapped, np.uint8, table._blob_size[blob], at))
+            parts.append(np.frombuffer(mapped, np.uint8, table._blob_size[blob], at))
         self._memory[first] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return self._memory[first]
 
@@ -373,8 +375,6 @@ def _aligned(size: int) -> Array:
 
 
 def _last_at_most(starts: list[int], offset: int) -> int:
-    from bisect import bisect_right
-
     return bisect_right(starts, offset) - 1
 
 

@@ -30,7 +30,7 @@ def write(document: Document, sink: Sink) -> None:
     sink : Sink
         Where the bytes go; it must stand at its beginning.
     """
-    assert isinstance(document.arrays, LiveArrays)  # noqa: S101  (the api only ever writes what it encoded)
+    assert isinstance(document.arrays, LiveArrays)
     _Writer(sink).write(document, document.arrays)
 
 
@@ -182,13 +182,13 @@ class _Block:
 def _pieces(array: Array, stored: np.dtype[Any]) -> Iterator[memoryview]:
     """Give the bytes of an array in C order and in the dtype of the file, from where they lie if they lie so."""
     if array.dtype == stored and array.flags.c_contiguous:
-        yield memoryview(array.reshape(-1).view(np.uint8))
+        yield array.reshape(-1).view(np.uint8).data
         return
     rows = max(1, _STAGING // max(1, stored.itemsize))
     flat = array.reshape(-1) if array.flags.c_contiguous else array.flat
     for start in range(0, array.size, rows):
         piece = np.ascontiguousarray(_converted(np.asarray(flat[start : start + rows]), stored))
-        yield memoryview(piece.view(np.uint8))
+        yield piece.view(np.uint8).data
 
 
 def _converted(array: Array, stored: np.dtype[Any]) -> Array:

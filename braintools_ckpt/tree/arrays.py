@@ -9,7 +9,6 @@ import numpy as np
 from ..document import LEAF, LIST, ArraySpec, Value
 from ..dtypes import describe, parse, storage_dtype
 from ..errors import LinkedPath, SerializationError
-from .casting import Misfit, fit_number
 from .decode import Decoder
 from .encode import Encoder, Trouble
 from .merge import Build, Merger, Want, constant
@@ -272,6 +271,3 @@ def set_up(registry: Registry) -> None:
     registry.register(np.random.RandomState, GeneratorHandler(np.random.RandomState, "numpy.randomstate"))
     for handler in (SubclassHandler(), StringsHandler(), InlineArrayHandler()):
         registry.register_tag(handler)
-
-
-__all__ = ["ArrayHandler", "Misfit", "bytes_to_array", "fit_number", "inline_array", "set_up"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ class Misfit(Exception):  # noqa: N818  (internal: becomes a mismatch)
     """Values that do not survive a cast."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def rank(dtype: np.dtype[Any]) -> int | None:
     """Order the kinds of numbers: bool, integer, float, complex; None for what is no number."""
     plain = {"b": _BOOL, "i": _INT, "u": _INT, "f": _FLOAT, "c": _COMPLEX}.get(dtype.kind)
@@ -24,7 +24,7 @@ def rank(dtype: np.dtype[Any]) -> int | None:
     return _INT if "int" in dtype.name else _FLOAT
 
 
-@lru_cache(maxsize=None)
+@cache
 def castable(source: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
     """Tell whether a cast is one of the same kind (or to a wider kind).
 

@@ -329,7 +329,7 @@ def _without_envelope(items: dict[Any, Value], fields: tuple[str, ...]) -> dict[
 
 @functools.lru_cache(maxsize=1024)
 def _namedtuple_type(name: str, fields: tuple[str, ...]) -> Any:
-    return collections.namedtuple(name, fields)  # noqa: PYI024
+    return collections.namedtuple(name, fields)
 
 
 # Sets.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..document import ARRAY, ITEMS, LIST, REF, Document, Value
+from ..document import ARRAY, ITEMS, LIST, REF, ArraySpec, Document, Value
 from ..errors import CorruptCheckpointError, format_path
 from .encode import Trouble
 from .registry import ADAPTERS, Registry
@@ -164,7 +164,7 @@ def decode_metadata(metadata: Mapping[str, Value], registry: Registry) -> dict[s
 
 
 class _NoArrays:
-    specs = ()
+    specs: Sequence[ArraySpec] = ()
 
     def read(self, indices: Any) -> list[Any]:
         return []

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, REF, ArraySpec, Document, LiveArrays, Value
-from ..errors import CheckpointError, Path, SerializationError, format_path
+from ..errors import Path, SerializationError, format_path
 from .registry import Registry
 
 #: How deep a tree may nest. MessagePack libraries stop at 1024 levels, and a level of ours takes up to two of theirs.
@@ -295,6 +295,3 @@ def _too_deep(path: str) -> str:
 
 def _shortened(path: str) -> str:
     return path if len(path) <= 120 else f"{path[:60]}/.../{path[-40:]}"
-
-
-__all__ = ["MAX_DEPTH", "CheckpointError", "Encoder", "Trouble", "encode", "encode_metadata"]

@@ -8,14 +8,14 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, overload
 
-from ..document import LEAF, Document, Value
+from ..document import Document, Value
 from ..errors import HandlerError, LinkedPath, RegistrationError
 from .containers import as_items, container_mismatch, node_parts, plan_fields
-from .decode import Decoder, run_decoder
+from .decode import Decoder
 from .encode import Encoder, Trouble, encode
 from .merge import Build, Merger, constant
 from .registry import Handler, Registry, registry
-from .scalars import base_reason, class_name
+from .scalars import class_name
 
 T = TypeVar("T", bound=type)
 Upgrades = Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
@@ -127,12 +127,19 @@ class FunctionHandler(Handler):
         if isinstance(state, Mapping):
             for key in state:
                 if not isinstance(key, str):
-                    raise Trouble(_handler_error(f"A state dict must only have string keys, got key {key!r} of type "
-                                                 f"{type(key).__name__} from the handler of {self._name}"))
+                    raise Trouble(
+                        _handler_error(
+                            f"A state dict must only have string keys, got key {key!r} of type "
+                            f"{type(key).__name__} from the handler of {self._name}"
+                        )
+                    )
             value = encoder.fields(dict(state))
         else:
-            raise Trouble(_handler_error(f"The handler of {self._name} must return a dict with string keys, got "
-                                         f"{type(state).__name__}"))
+            raise Trouble(
+                _handler_error(
+                    f"The handler of {self._name} must return a dict with string keys, got {type(state).__name__}"
+                )
+            )
         return versioned(encoder.node(self.tag, value), self.version)
 
     def _state(self, obj: Any) -> Any:
@@ -267,7 +274,7 @@ class FieldsHandler(Handler):
         if "class" in attributes:
             return decoder.plain(state, lost_class(attributes["class"]))
         fields = upgraded(self, decoder.fields(state), attributes)
-        obj = object.__new__(self.type)
+        obj: Any = object.__new__(self.type)
         for name, item in {**self._defaults(), **fields}.items():
             object.__setattr__(obj, name, item)
         return obj
@@ -291,9 +298,7 @@ class FieldsHandler(Handler):
         plans = plan_fields(self.fields_of(target), as_items(state) or {}, path, merger)
         return lambda: rebuilt(target, {key: plan() for key, plan in plans})
 
-    def _upgraded_part(
-        self, state: Value, attributes: dict[str, Value], merger: Merger
-    ) -> tuple[Value, Merger]:
+    def _upgraded_part(self, state: Value, attributes: dict[str, Value], merger: Merger) -> tuple[Value, Merger]:
         """Upgrade a state as plain objects, and go on planning with a document of the result."""
         fields = upgraded(self, merger.decode_now(state), attributes)
         document: Document = encode(dict(fields), merger.registry)
@@ -467,6 +472,3 @@ def set_up(registry: Registry) -> None:
     """Register enums and dataclasses."""
     registry.register_rule(lambda ty: issubclass(ty, enum.Enum), EnumHandler(), structural=True)
     registry.register_rule(lambda obj: dataclasses.is_dataclass(type(obj)), DataclassHandler())
-
-
-__all__ = ["LEAF", "base_reason", "msgpack_register_serialization", "run_decoder", "serializable", "set_up"]

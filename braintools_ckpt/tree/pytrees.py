@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ..document import LIST, Value
+from ..document import Value
 from ..errors import LinkedPath
 from .containers import as_items, container_mismatch, node_parts, plan_fields
 from .decode import Decoder
@@ -68,6 +68,3 @@ class PytreeHandler(Handler):
 def set_up(registry: Registry) -> None:
     """Register the rule for pytrees; it comes before that for dataclasses, whose static fields jax knows."""
     registry.register_rule(is_pytree, PytreeHandler())
-
-
-__all__ = ["LIST", "PytreeHandler", "is_pytree", "set_up", "take_apart"]
