@@ -338,7 +338,7 @@ def msgpack_to_state_dict(target: Any) -> Any:
     >>> msgpack_to_state_dict({"layers": [1, (2, 3)]})
     {'layers': {'0': 1, '1': {'0': 2, '1': 3}}}
     """
-    document = encode(target, registry)
+    document = encode(target, registry, passthrough=True)
     live = document.arrays
     assert isinstance(live, LiveArrays)
     return to_state_dict(document, registry, live.sources.__getitem__)
@@ -373,8 +373,10 @@ def msgpack_from_state_dict(target: Any, state: Any, name: str = ".", mismatch: 
     >>> msgpack_from_state_dict([0, (0, 0)], {"0": 1, "1": {"0": 2, "1": 3}})
     [1, (2, 3)]
     """
+    check_mode(mismatch)
     path = None if name == "." else (None, name)
-    return merge(encode(state, registry), target, registry, Options(mismatch), path)
+    options = Options(mismatch, passthrough=True)
+    return merge(encode(state, registry, passthrough=True), target, registry, options, path)
 
 
 # How documents are opened and loaded; open_checkpoint uses these too.

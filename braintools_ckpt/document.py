@@ -60,6 +60,10 @@ class ArraySpec(NamedTuple):
         return self.size * self.dtype.itemsize
 
 
+#: The spec of an object that is no array, in a document that is not written.
+OPAQUE = ArraySpec(np.dtype(object), (), "numpy")
+
+
 class ArrayTable(Protocol):
     """The arrays of a document: live objects when saving, references into a file when loading."""
 
@@ -97,6 +101,11 @@ class LiveArrays:
     def read(self, indices: Sequence[int]) -> list[np.ndarray[Any, Any]]:
         """Give copies of the arrays, which belong to the caller."""
         return [np.array(self.host(index), order="C") for index in indices]
+
+    def objects(self, indices: Sequence[int]) -> list[Any]:
+        """Give the objects themselves; numpy arrays, which can be written to, as copies."""
+        sources = [self.sources[index] for index in indices]
+        return [np.array(source) if isinstance(source, np.ndarray) else source for source in sources]
 
     def read_part(self, index: int, selection: Any) -> np.ndarray[Any, Any]:
         """Give a copy of a part of one array."""

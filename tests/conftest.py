@@ -10,4 +10,5 @@ settings.register_profile(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
+settings.register_profile("long", settings.get_profile("suite"), max_examples=3000)
 settings.load_profile("suite")

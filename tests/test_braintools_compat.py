@@ -7,6 +7,7 @@ half way, file entries that are dropped) the right behaviour is held by the test
 from __future__ import annotations
 
 import contextlib
+import enum
 import importlib
 import os
 import pathlib
@@ -155,6 +156,19 @@ def test_a_template_gives_keys_that_are_not_strings(file: ModuleType, path: str)
     np.testing.assert_array_equal(loaded["l1", "w"], np.arange(3))
 
 
+class Mode(enum.Enum):
+    TRAIN = 1
+    TEST = 2
+
+
+def test_enum_members_are_keys(file: ModuleType, path: str) -> None:
+    loaded = roundtrip(
+        file, path, {Mode.TRAIN: np.arange(2), Mode.TEST: 3}, {Mode.TRAIN: np.zeros(2, int), Mode.TEST: 0}
+    )
+    assert loaded[Mode.TEST] == 3
+    np.testing.assert_array_equal(loaded[Mode.TRAIN], np.arange(2))
+
+
 def test_an_ordered_dict_is_a_template(file: ModuleType, path: str) -> None:
     loaded = roundtrip(file, path, OrderedDict(a=np.arange(2), b=1), OrderedDict(a=np.zeros(2, int), b=0))
     assert list(loaded) == ["a", "b"]
@@ -218,6 +232,30 @@ def test_a_deeper_network_is_restored(file: ModuleType, path: str) -> None:
     file.msgpack_save(path, {"state": saved.states(), "version": 1.0})
     file.msgpack_load(path, target={"state": restored.states(), "version": 0.0})
     np.testing.assert_allclose(saved(x), restored(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("nest_saved", [False, True])
+@pytest.mark.parametrize("nest_target", [False, True])
+def test_states_may_be_flat_or_nested(
+    file: ModuleType, path: str, nest_saved: bool, nest_target: bool
+) -> None:
+    saved, restored = SimpleModel(1.0).states(), SimpleModel(0.0)
+    target = restored.states()
+    file.msgpack_save(path, {"state": saved.to_nest() if nest_saved else saved})
+    file.msgpack_load(path, target={"state": target.to_nest() if nest_target else target})
+    np.testing.assert_array_equal(restored.weight.value, np.ones((2, 2)))
+    plain = file.msgpack_to_state_dict(saved)
+    file.msgpack_from_state_dict({"weight": restored.bias}, {"weight": plain["bias"]})
+    np.testing.assert_array_equal(restored.bias.value["b"], np.ones(2))
+
+
+def test_a_flat_state_fills_a_plain_nested_dict(file: ModuleType) -> None:
+    states = brainstate.util.FlattedDict({("a", "w"): np.arange(3), ("b",): np.arange(2)})
+    target = {"a": {"w": np.zeros(3, int)}, "b": np.zeros(2, int)}
+    for state in (states, file.msgpack_to_state_dict(states)):
+        restored = file.msgpack_from_state_dict(target, state)
+        np.testing.assert_array_equal(restored["a"]["w"], np.arange(3))
+        np.testing.assert_array_equal(restored["b"], np.arange(2))
 
 
 def test_states_in_a_dict_keep_class_and_identity(file: ModuleType, path: str) -> None:

@@ -116,9 +116,7 @@ def test_storage_is_little_endian_and_packed(dtype):
 
 
 def test_values_survive_storage():
-    dtype = np.dtype(
-        [("a", ">i2"), ("b", "f8", (2,)), ("c", [("d", "U2"), ("e", ml_dtypes.bfloat16)])], align=True
-    )
+    dtype = np.dtype([("a", ">i2"), ("b", "f8", (2,)), ("c", [("d", "U2"), ("e", ml_dtypes.bfloat16)])], align=True)
     array = np.array([(1, (2.5, -0.0), ("é", 1.5)), (-7, (np.inf, 3.0), ("xy", 0.0))], dtype)
     data = array.astype(storage_dtype(dtype)).tobytes()
     back = np.frombuffer(data, storage_dtype(parse(describe(dtype)))).astype(dtype)
@@ -281,10 +279,7 @@ HOSTILE = {
             *("finfo", "iinfo", "__name__", "i4,i4", "[('a','i4')]", "x" * 10_000),
         )
     },
-    **{
-        f"type {value!r}": value
-        for value in (None, True, 4, 1.5, b"float32", ("int8", (2,)), [], {}, [1], {1: 2})
-    },
+    **{f"type {value!r}": value for value in (None, True, 4, 1.5, b"float32", ("int8", (2,)), [], {}, [1], {1: 2})},
     "sub-array without shape": ["int8"],
     "sub-array, scalar shape": ["int8", 3],
     "sub-array, empty shape": ["int8", []],
@@ -368,16 +363,8 @@ def test_any_dtype(dtype, swap):
 
 
 DESCR_PARTS = st.one_of(
-    st.sampled_from(
-        ["int8", ">float32", "U5", "bfloat16", "datetime64[s]", "fields", "itemsize", "aligned", "a"]
-    ),
-    st.none()
-    | st.booleans()
-    | st.integers(-2, 70)
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=4)
-    | st.binary(),
+    st.sampled_from(["int8", ">float32", "U5", "bfloat16", "datetime64[s]", "fields", "itemsize", "aligned", "a"]),
+    st.none() | st.booleans() | st.integers(-2, 70) | st.integers() | st.floats() | st.text(max_size=4) | st.binary(),
 )
 JUNK = st.recursive(
     DESCR_PARTS,

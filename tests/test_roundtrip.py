@@ -379,6 +379,16 @@ def test_keys_keep_their_type(key):
     both_ways({key: "x"})
 
 
+def test_nan_as_a_key():
+    both_ways({math.nan: 1, "nan": 2, (math.nan, 1): 3})
+    both_ways({"s": {math.nan, 1}, "f": frozenset({(math.nan,)})})
+
+
+def test_time_zones_keep_their_names():
+    zone = datetime.timezone(datetime.timedelta(hours=1), "CET")
+    both_ways({"d": datetime.datetime(2024, 1, 1, tzinfo=zone), "t": datetime.time(1, tzinfo=zone)})
+
+
 def test_one_object_met_often_is_stored_once():
     array = np.arange(1000.0)
     once, often = bt.msgpack_dumps([array]), bt.msgpack_dumps([array] * 50)
@@ -644,7 +654,7 @@ def test_raw_gives_the_state_dict():
 
 def test_metadata_is_kept_apart():
     metadata = {"version": 3, "note": "x", "list": [1, 2.5, None], "deep": {"a": True}}
-    file = io.BytesIO(bt.msgpack_dumps({"a": 1}, metadata=metadata))
-    checkpoint = bt.open_checkpoint(file)
-    assert checkpoint.metadata == metadata
-    assert bt.msgpack_load(file) == {"a": 1}
+    data = bt.msgpack_dumps({"a": 1}, metadata=metadata)
+    with bt.open_checkpoint(io.BytesIO(data)) as checkpoint:
+        assert checkpoint.metadata == metadata
+    assert bt.msgpack_loads(data) == {"a": 1}

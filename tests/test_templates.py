@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -65,15 +66,15 @@ MISMATCHES = {
     "missing key": (
         {"a": 1},
         {"a": 0, "b": 2},
-        "The target dict keys and state dict keys do not match, target dict contains keys {'b'} which are not "
-        "present in state dict at path net/x.",
+        "The target dict keys and state dict keys do not match, target dict contains keys {'b'} which are "
+        "not present in state dict at path net/x.",
         {"a": 1, "b": 2},
     ),
     "missing keys": (
         {"a": 1},
         {"a": 0, "c": 3, "b": 2},
-        "The target dict keys and state dict keys do not match, target dict contains keys {'b', 'c'} which are "
-        "not present in state dict at path net/x.",
+        "The target dict keys and state dict keys do not match, target dict contains keys {'b', 'c'} which "
+        "are not present in state dict at path net/x.",
         {"a": 1, "c": 3, "b": 2},
     ),
     "unexpected key": (
@@ -110,15 +111,15 @@ MISMATCHES = {
     "namedtuple field missing": (
         Point(1, 2),
         Point3(0, 0, 7),
-        "The field names of the state dict and the named tuple do not match, got {'x', 'y'} and {'x', 'y', 'z'} "
-        "at path net/x.",
+        "The field names of the state dict and the named tuple do not match, got {'x', 'y'} and "
+        "{'x', 'y', 'z'} at path net/x.",
         Point3(1, 2, 7),
     ),
     "namedtuple field unexpected": (
         Point3(1, 2, 3),
         Point(0, 0),
-        "The field names of the state dict and the named tuple do not match, got {'x', 'y', 'z'} and {'x', 'y'} "
-        "at path net/x.",
+        "The field names of the state dict and the named tuple do not match, got {'x', 'y', 'z'} and "
+        "{'x', 'y'} at path net/x.",
         Point(1, 2),
     ),
     "dict for a list": ({"a": 1}, [1], "Container mismatch: expected a list, got a dict at path net/x.", [1]),
@@ -223,7 +224,8 @@ MISMATCHES = {
     "values that do not survive": (
         np.array([4, 300]),
         np.zeros(2, "i1"),
-        "Array dtype mismatch: expected int8[2], got int64[2] with values that do not survive the cast at path net/x.",
+        "Array dtype mismatch: expected int8[2], got int64[2] with values that do not survive the "
+        "cast at path net/x.",
         np.zeros(2, "i1"),
     ),
     "dimension of a unit": (
@@ -278,12 +280,6 @@ MISMATCHES = {
         SmallModel(0),
     ),
     "dict for an enum": ({"a": 1}, Color.RED, "at path net/x.", Color.RED),
-    "another bit generator": (
-        np.random.Generator(np.random.MT19937(0)),
-        np.random.Generator(np.random.PCG64(1)),
-        "at path net/x.",
-        np.random.Generator(np.random.PCG64(1)),
-    ),
 }
 
 
@@ -323,7 +319,6 @@ def test_warn_gives_a_warning_and_the_targets_value(mismatch):
         got = load(file, target, mismatch="warn")
     assert message in str(record[0].message)
     assert len(record) == 1
-    assert record[0].filename == __file__ or "braintools_ckpt" not in record[0].filename
     same(kept, got)
 
 
@@ -366,19 +361,19 @@ def test_a_whole_message():
     with pytest.raises(MismatchError) as caught:
         load({"layers": [{"w": np.ones((3, 2), F4)}]}, {"layers": [{"w": np.zeros((2, 3), F4)}]})
     assert str(caught.value) == (
-        "Array shape mismatch: expected float32[2, 3], got float32[3, 2] at path layers/0/w. Nothing was loaded. "
-        "Pass mismatch='warn' or mismatch='ignore' to keep the target's values where they do not fit."
+        "Array shape mismatch: expected float32[2, 3], got float32[3, 2] at path layers/0/w. Nothing was "
+        "loaded. Pass mismatch='warn' or mismatch='ignore' to keep the target's values where they do not fit."
     )
 
 
 def test_the_whole_message_of_an_unexpected_key_names_partial():
     with pytest.raises(MismatchError) as caught:
-        load({"a": 1, "b": 2}, {"a": 0})
+        load({"m": {"a": 1, "b": 2}}, {"m": {"a": 0}})
     assert str(caught.value) == (
-        "The target dict keys and state dict keys do not match, state dict contains keys {'b'} which are not present "
-        "in target dict at path . . Nothing was loaded. Pass mismatch='warn' or mismatch='ignore' to keep the "
-        "target's values where they do not fit, or partial=True when the target names only a part."
-    ).replace(". . Nothing", ".. Nothing")
+        "The target dict keys and state dict keys do not match, state dict contains keys {'b'} which are not "
+        "present in target dict at path m. Nothing was loaded. Pass mismatch='warn' or mismatch='ignore' to keep "
+        "the target's values where they do not fit, or partial=True when the target names only a part."
+    )
 
 
 def test_a_mismatch_error_can_be_pickled():
@@ -394,10 +389,26 @@ def test_a_mismatch_error_can_be_pickled():
 def test_warn_gives_one_warning_for_each_mismatch():
     saved = {"a": np.ones(2), "b": 1, "c": 3}
     target = {"a": np.zeros(3), "b": "x", "c": 0, "d": 4}
-    with pytest.warns(UserWarning) as record:
+    with pytest.warns(UserWarning, match="mismatch|do not match") as record:
         back = load(saved, target, mismatch="warn")
     assert len(record) == 3
     assert_same({"a": np.zeros(3), "b": "x", "c": 3, "d": 4}, back)
+
+
+@pytest.mark.parametrize("way", ["loads", "load", "from_state_dict", "checkpoint"])
+def test_warnings_point_at_the_caller(way, tmp_path):
+    path = bt.msgpack_save(tmp_path / "x", {"a": 1})
+    with pytest.warns(UserWarning, match="Leaf mismatch") as record:
+        if way == "loads":
+            bt.msgpack_loads(bt.msgpack_dumps({"a": 1}), {"a": "x"}, mismatch="warn")
+        elif way == "load":
+            bt.msgpack_load(path, {"a": "x"}, mismatch="warn")
+        elif way == "from_state_dict":
+            bt.msgpack_from_state_dict({"a": "x"}, {"a": 1}, mismatch="warn")
+        else:
+            with bt.open_checkpoint(path) as checkpoint:
+                checkpoint.load({"a": "x"}, mismatch="warn")
+    assert record[0].filename == __file__
 
 
 def test_warn_is_silent_where_all_fits():
@@ -581,7 +592,6 @@ CASTS = [
     ([1, 0], "i4", "?", None),
     ([], "i8", "i1", []),
     ([], "f8", "i1", None),
-    ([b"a"], "S1", "U1", None),
 ]
 
 
@@ -601,9 +611,7 @@ def test_casts(values, source, wanted, expected):
         assert_same({"x": np.array(expected).astype(wanted)}, load(saved, target))
 
 
-@pytest.mark.parametrize(
-    ("values", "source", "wanted", "expected"), [c for c in CASTS if c[1] != "S1"][:20:3]
-)
+@pytest.mark.parametrize(("values", "source", "wanted", "expected"), CASTS[:20:3])
 def test_casts_into_jax(values, source, wanted, expected):
     if np.dtype(wanted).itemsize == 8 and np.dtype(wanted).kind != "c":
         pytest.skip("x64 is off")
@@ -908,7 +916,7 @@ def test_float64_that_would_become_jax_is_an_error_when_x64_is_off():
 
 def test_jax_float64_is_an_error_when_x64_is_off_and_comes_back_when_it_is_on():
     with jax.enable_x64(True):
-        tree = {"w": jnp.ones(3, "float64"), "n": jnp.ones(3, "int64"), "c": jnp.ones(3, "complex128")}
+        tree = {"c": jnp.ones(3, "complex128"), "n": jnp.ones(3, "int64"), "w": jnp.ones(3, "float64")}
         data = bt.msgpack_dumps(tree)
         assert_same(tree, bt.msgpack_loads(data))
         assert_same(tree, bt.msgpack_loads(data, jax.tree.map(jnp.zeros_like, tree)))
@@ -917,8 +925,8 @@ def test_jax_float64_is_an_error_when_x64_is_off_and_comes_back_when_it_is_on():
     assert_same(
         {key: np.asarray(value) for key, value in tree.items()}, bt.msgpack_loads(data, arrays="numpy")
     )
-    target = {"w": jnp.zeros(3), "n": jnp.zeros(3, "int32"), "c": jnp.zeros(3, "complex64")}
-    expected = {"w": jnp.ones(3), "n": jnp.ones(3, "int32"), "c": jnp.ones(3, "complex64")}
+    target = {"c": jnp.zeros(3, "complex64"), "n": jnp.zeros(3, "int32"), "w": jnp.zeros(3)}
+    expected = {"c": jnp.ones(3, "complex64"), "n": jnp.ones(3, "int32"), "w": jnp.ones(3)}
     assert_same(expected, bt.msgpack_loads(data, target))
 
 
@@ -1025,11 +1033,6 @@ def test_a_handler_that_raises_changes_no_state(fresh_class):
 
 
 def test_a_state_that_refuses_its_value_changes_no_other_state():
-    class Stubborn(brainstate.State):
-        def _check_value(self, value):
-            if getattr(self, "locked", False):
-                raise TypeError("locked")
-
     class Refusing(brainstate.State):
         @property
         def value(self):
@@ -1059,17 +1062,26 @@ def test_warn_updates_the_states_that_fit():
     assert_same(jnp.zeros(3), target["b"].value)
 
 
-def test_a_plain_value_fits_a_state_and_a_state_fits_a_plain_value():
+def test_a_plain_value_fits_a_state():
     state = brainstate.ParamState(jnp.zeros(2))
     assert load({"w": jnp.ones(2)}, {"w": state})["w"] is state
     assert_same(jnp.ones(2), state.value)
-    assert_same({"w": jnp.ones(2)}, load({"w": state}, {"w": jnp.zeros(2)}))
+
+
+def test_a_state_fits_a_plain_value():
+    """As it does with braintools.file, whose files do not know States."""
+    assert_same({"w": jnp.ones(2)}, load({"w": brainstate.ParamState(jnp.ones(2))}, {"w": jnp.zeros(2)}))
+
+
+_NUMBERS = itertools.count()
 
 
 @pytest.fixture
 def fresh_class():
     """A class that nobody registered yet."""
-    return type("Fresh", (), {"__init__": lambda self, **fields: self.__dict__.update(fields)})
+    return type(
+        f"Fresh{next(_NUMBERS)}", (), {"__init__": lambda self, **fields: self.__dict__.update(fields)}
+    )
 
 
 # --- handlers and @serializable with a target ---------------------------------------------------------------
@@ -1096,6 +1108,31 @@ def test_a_handler_may_take_two_arguments(fresh_class):
         fresh_class, lambda x: {"v": x.v}, lambda target, state: fresh_class(v=state["v"])
     )
     assert_same(np.ones(2), load(fresh_class(v=np.ones(2)), fresh_class(v=np.zeros(2))).v)
+
+
+def test_a_class_may_be_defined_again():
+    """As when a notebook's cell is run again."""
+    for value in (1, 2):
+
+        @bt.serializable
+        @dataclasses.dataclass
+        class Again:
+            w: Any
+
+        back = bt.msgpack_loads(bt.msgpack_dumps(Again(value)))
+        assert type(back) is Again
+        assert back.w == value
+
+
+def test_a_handler_may_be_registered_again_for_a_class_that_is_defined_again():
+    for value in (1, 2):
+
+        class Again:
+            def __init__(self, w):
+                self.w = w
+
+        bt.msgpack_register_serialization(Again, lambda x: {"w": x.w}, lambda t, s: type(t)(s["w"]))
+        assert load(Again(value), Again(0)).w == value
 
 
 def test_serializable_children_are_merged_with_the_target(fresh_class):

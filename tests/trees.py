@@ -316,7 +316,8 @@ class _Comparison:
     def compare_masked(self, a: np.ma.MaskedArray, b: np.ma.MaskedArray, path: tuple[Any, ...]) -> None:
         self.elements(np.ma.getdata(a), np.ma.getdata(b), path)
         self.elements(np.ma.getmaskarray(a), np.ma.getmaskarray(b), path)
-        self.elements(np.asarray(a.fill_value), np.asarray(b.fill_value), path)
+        # Asking an array for its fill value would set it.
+        self.elements(np.asarray(a.copy().fill_value), np.asarray(b.copy().fill_value), path)
         self.check(a.hardmask == b.hardmask, "hardmask", path, a.hardmask, b.hardmask)
 
     def compare_generator(
@@ -518,7 +519,6 @@ _BLANKS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
     (pathlib.PurePath, lambda x: type(x)("blank")),
     (range, lambda x: range(7)),
     (slice, lambda x: slice(7)),
-    (u.Unit, lambda x: u.UNITLESS),
 )
 
 
@@ -733,7 +733,7 @@ ZONES = st.sampled_from(
         None,
         datetime.UTC,
         datetime.timezone(datetime.timedelta(hours=5, minutes=30)),
-        datetime.timezone(datetime.timedelta(seconds=-3723), "odd"),
+        datetime.timezone(datetime.timedelta(seconds=-3723)),
         zoneinfo.ZoneInfo("Europe/Berlin"),
     ]
 )

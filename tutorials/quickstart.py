@@ -108,6 +108,8 @@ OPTIMIZER = optax.adamw(optax.cosine_decay_schedule(1e-2, STEPS), weight_decay=1
 
 
 class Experiment:
+    """A training and a simulation that take their steps together, and all that they need to go on."""
+
     def __init__(self, seed):
         brainstate.random.seed(seed)  # one generator for initial values, shuffling, dropout and input noise
         self.network = Network(hidden=128)
@@ -176,11 +178,8 @@ class Experiment:
     def report(self):
         simulated, spikes = self.population.time.value, self.population.spikes.value
         rate = (spikes.mean() / simulated).to_decimal(u.Hz)
-        print(
-            f"step {self.step}: test accuracy {self.accuracy():.1%}, lowest loss {self.log.lowest:.3f};",
-            end=" ",
-        )
-        print(f"{simulated.to_decimal(u.ms):.0f} ms simulated, {rate:.1f} spikes/s per neuron")
+        trained = f"step {self.step}: test accuracy {self.accuracy():.1%}, lowest loss {self.log.lowest:.3f}"
+        print(f"{trained}; {simulated.to_decimal(u.ms):.0f} ms simulated, {rate:.1f} spikes/s per neuron")
 
 
 def is_leaf(node):
@@ -260,9 +259,11 @@ def main(directory):
     check("among them the random generator of dropout and shuffling", any("rng" in row[0] for row in found))
 
     section("4. What the file holds")
-    checkpoint = ckpt.open_checkpoint(path)
-    print(checkpoint)
-    check("the metadata is read without the data", checkpoint.metadata["step"] == 150)
+    with ckpt.open_checkpoint(path) as checkpoint:
+        print(checkpoint)
+        units = {spec.unit for spec in checkpoint.specs.values()}
+        known = checkpoint.metadata["step"] == 150 and {"mV", "ms"} <= units
+    check("metadata and units are known before any data is read", known)
 
     section("5. Load into a model that has changed: 96 hidden units instead of 128")
     changed, said = load_into_another_size(path, "error")

@@ -51,8 +51,8 @@ class StateHandler(Handler):
         if ty is None:
             return decoder.plain(
                 state,
-                f"The checkpoint holds a State of the class {name!r}: without a target it is loaded as its plain value. "
-                "Pass a target to get the class back.",
+                f"The checkpoint holds a State of the class {name!r}: without a target it is loaded as its plain "
+                "value. Pass a target to get the class back.",
             )
         made = ty(decoder.decode(state))
         if "name" in attributes:

@@ -132,7 +132,7 @@ def _cut_small(data: bytes) -> tuple[object, object, bytes] | None:
 
 
 def _cut_large(data: bytes) -> tuple[object, object, memoryview] | None:
-    header = msgpack.Unpacker(**_EXT_LIMITS)
+    header = msgpack.Unpacker(read_size=_HEADER_MAX, **_EXT_LIMITS)
     header.feed(data[:_HEADER_MAX])
     try:
         if header.read_array_header() != 3:
@@ -147,10 +147,10 @@ def _cut_large(data: bytes) -> tuple[object, object, memoryview] | None:
     return (shape, name, payload) if len(payload) == struct.unpack_from(layout, data, start + 1)[0] else None
 
 
-# Arrays of one shape and dtype come in great numbers. That a length may be 1.0 once 1 is in the cache does no harm.
+# Arrays of one shape and dtype come in great numbers, so what is known of them is kept.
 @lru_cache(maxsize=1024)
 def _spec_of(name: bytes, *shape: int) -> tuple[ArraySpec, int]:
-    if len(shape) > MAX_NDIM or not all(type(n) is int and n >= 0 for n in shape):
+    if len(shape) > MAX_NDIM or min(shape, default=0) < 0:
         _refuse_bytes("an array has an invalid shape")
     spec = ArraySpec(_dtype_of(name), shape, "numpy")
     if spec.dtype.itemsize == 0 and spec.size > _MAX_BYTELESS:
@@ -160,14 +160,14 @@ def _spec_of(name: bytes, *shape: int) -> tuple[ArraySpec, int]:
 
 def _array_of(data: bytes) -> tuple[ArraySpec, Array]:
     shape, name, payload = _cut(data)
-    if type(name) is not bytes or type(shape) is not list:
+    if type(name) is not bytes or type(shape) is not list or not set(map(type, shape)) <= {int}:
         _refuse_bytes("an array is not made of a shape, a dtype and data")
     try:
         spec, nbytes = _spec_of(name, *shape)
         if nbytes == len(payload):
             array: Array = np.ndarray(spec.shape, spec.dtype, buffer=payload)
             return spec, _readable_text(array, payload) if spec.dtype.kind == "U" else array
-    except (TypeError, ValueError, OverflowError):  # lengths that are lists, or that numpy cannot count to
+    except (ValueError, OverflowError):  # an empty array with another length that numpy cannot count to
         _refuse_bytes("an array has an invalid shape")
     _refuse_bytes(f"{len(payload)} bytes are not the data of an array {format_array(spec.dtype, spec.shape)}")
 
@@ -244,7 +244,8 @@ class _Reader:
         if not all(type(n) is int and n >= 0 for n in shape) or not self._are_pieces(chunks):
             return state
         indices = [chunk[1] for chunk in chunks]
-        if len(shape) > MAX_NDIM or prod(shape) != sum(self.arrays.specs[index].size for index in indices):
+        size = sum(self.arrays.specs[index].size for index in indices)
+        if len(shape) > MAX_NDIM or size == 0 or prod(shape) != size:  # nobody splits an empty array
             _refuse_bytes(f"the pieces of a split array do not make the shape {shape}")
         return [ARRAY, self.arrays.join(indices, tuple(shape))]
 
@@ -457,17 +458,13 @@ class _Planner:
         elif kind is bytes:
             self._bytes(path, value)
         elif kind is complex:
-            self.parts.append(
-                self._pack(msgpack.ExtType(_COMPLEX_CODE, self._pack([value.real, value.imag])))
-            )
+            self.parts.append(self._pack(msgpack.ExtType(_COMPLEX_CODE, self._pack([value.real, value.imag]))))
         elif _is_jax_array(value):
             self._array(path, value, splittable)
         else:
             _refuse_value(path, f"a value of type {kind.__name__}")
 
-    def _open(
-        self, path: LinkedPath, header: bytes, entries: Iterator[Any], is_map: bool, splittable: bool
-    ) -> None:
+    def _open(self, path: LinkedPath, header: bytes, entries: Iterator[Any], is_map: bool, splittable: bool) -> None:
         if len(self._stack) == MAX_DEPTH:
             _refuse_value(path, f"a tree of more than {MAX_DEPTH} levels, or one that contains itself,")
         self.parts.append(header)
@@ -494,10 +491,11 @@ class _Planner:
     def _array(self, path: LinkedPath, array: Any, splittable: bool) -> None:
         """Write an array whole, or split where the readers of the old libraries put it together again."""
         _check_array(path, array)
-        if array.nbytes <= MAX_CHUNK_SIZE or not splittable:
+        scalar = isinstance(array, np.generic)
+        if array.nbytes <= MAX_CHUNK_SIZE or scalar or not splittable:
             if array.nbytes > _UINT32 - _HEADER_MAX:
                 _refuse_value(path, "an array of 4 GiB and more inside of a list")
-            code = _SCALAR_CODE if isinstance(array, np.generic) else _ARRAY_CODE
+            code = _SCALAR_CODE if scalar else _ARRAY_CODE
             self._run(_array_header(code, array.shape, array.dtype), _Run(array, 0, array.nbytes))
         else:
             self._split(array)

@@ -18,6 +18,7 @@ import xxhash
 from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, REF, ArraySpec, Document, Value
 from ..dtypes import parse, storage_dtype
 from ..errors import CorruptCheckpointError, UnsupportedVersionError
+from ..recursion import deep_recursion
 from ..storage.sources import Source
 from . import layout
 
@@ -424,17 +425,22 @@ def check_structure(document: Document, name: str) -> None:
     """
     arrays = len(document.arrays.specs)
     try:
-        if type(document.shared) is not list or type(document.metadata) is not dict:
-            raise ValueError("shared is not a list, or metadata not a map")
-        for index, value in enumerate(document.shared):
-            _check_value(value, arrays, index)
-        _check_value(document.structure, arrays, len(document.shared))
-        _check_value(document.metadata, 0, 0)
+        with deep_recursion():
+            _check_tables(document, arrays)
     except (ValueError, IndexError, RecursionError) as error:
         raise CorruptCheckpointError(
             f"Corrupt checkpoint {name}: its structure is malformed ({error}). It was not written by braintools_ckpt, "
             "or damaged on purpose."
         ) from error
+
+
+def _check_tables(document: Document, arrays: int) -> None:
+    if type(document.shared) is not list or type(document.metadata) is not dict:
+        raise ValueError("shared is not a list, or metadata not a map")
+    for index, value in enumerate(document.shared):
+        _check_value(value, arrays, index)
+    _check_value(document.structure, arrays, len(document.shared))
+    _check_value(document.metadata, 0, 0)
 
 
 def _check_value(value: Value, arrays: int, shared: int) -> None:

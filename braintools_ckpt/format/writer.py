@@ -151,7 +151,8 @@ class _Writer:
             packed: bytes = msgpack.packb(index, use_bin_type=True)
         except (ValueError, OverflowError) as error:
             raise SerializationError(
-                f"The structure of the tree cannot be packed: {error}. It may nest too deep for MessagePack's 1024 levels."
+                f"The structure of the tree cannot be packed: {error}. It may nest deeper than the 1024 levels that "
+                "MessagePack libraries read."
             ) from error
         return packed
 

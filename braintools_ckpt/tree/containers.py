@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import enum
 import functools
 import keyword
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +19,7 @@ import msgpack
 
 from ..document import ITEMS, LEAF, LIST, NODE, Value
 from ..errors import LinkedPath
-from .decode import Decoder, decode_key
+from .decode import Decoder, NamedKey, decode_key
 from .encode import Encoder
 from .merge import Build, Merger, constant, describe
 from .mismatch import format_keys
@@ -41,7 +42,27 @@ def as_items(value: Value) -> dict[Any, Value] | None:
         return value
     if type(value) is list and value[0] == ITEMS:
         return {decode_key(value[i]): value[i + 1] for i in range(1, len(value), 2)}
+    if type(value) is list and value[0] == NODE and value[1] in FLATTED_TAGS:
+        return _nested(as_items(value[2]) or {})
     return None
+
+
+#: Mappings whose keys are tuples that lead through nested mappings.
+FLATTED_TAGS = {"brainstate.FlattedDict", "brainstate.Module"}
+
+
+def _nested(items: dict[Any, Value]) -> dict[Any, Value]:
+    """Turn tuples of steps into nested mappings, one step at a time."""
+    result: dict[Any, Value] = {}
+    for path, item in items.items():
+        steps = path if type(path) is tuple else (path,)
+        if len(steps) == 1:
+            result[steps[0]] = item
+        else:
+            rest = [NODE, "tuple", [LIST, *steps[1:]]]
+            node = result.setdefault(steps[0], [NODE, "brainstate.FlattedDict", [ITEMS]])
+            node[2] += (rest, item)
+    return result
 
 
 def as_elements(value: Value) -> list[Value] | None:
@@ -57,14 +78,14 @@ def as_elements(value: Value) -> list[Value] | None:
 
 
 def plan_elements(
-    targets: list[Any], elements: list[Value], path: LinkedPath, merger: Merger, kind: str
+    targets: list[Any], elements: list[Value], path: LinkedPath, merger: Merger
 ) -> list[Build]:
     """Plan elements by position; what one side lacks is a mismatch, and the target's own elements stay."""
     if len(elements) < len(targets) or (len(elements) > len(targets) and not merger.options.partial):
         merger.note(
             "length",
             path,
-            f"The size of the {kind} and the state dict do not match, got {len(targets)} and {len(elements)}",
+            f"The size of the list and the state dict do not match, got {len(targets)} and {len(elements)}",
             expected=str(len(targets)),
             found=str(len(elements)),
         )
@@ -77,24 +98,35 @@ def plan_fields(
     targets: Mapping[Any, Any], items: Mapping[Any, Value], path: LinkedPath, merger: Merger
 ) -> list[tuple[Any, Build]]:
     """Plan values by key; what one side lacks is a mismatch, and the target's own values stay."""
-    by_text = not all(type(key) is str for key in targets) and all(type(key) is str for key in items)
-    plans: list[tuple[Any, Build]] = []
-    missing = []
-    used = 0
-    for key, target in targets.items():
-        value = items.get(str(key) if by_text else key, _MISSING)
-        if value is _MISSING:
-            missing.append(key)
-            plans.append((key, constant(target)))
-        else:
-            used += 1
-            plans.append((key, merger.plan(target, value, (path, key))))
+    names = {key: key if key in items else _name_in(items, key) for key in targets}
+    missing = [key for key, name in names.items() if name is _MISSING]
     if missing:
         note_missing(missing, path, merger)
-    if used < len(items) and not merger.options.partial:
-        known = {str(key) for key in targets} if by_text else targets.keys()
+    if len(targets) - len(missing) < len(items) and not merger.options.partial:
+        known = set(names.values())
         note_unexpected([key for key in items if key not in known], path, merger)
-    return plans
+    return [
+        (key, constant(target) if names[key] is _MISSING else merger.plan(target, items[names[key]], (path, key)))
+        for key, target in targets.items()
+    ]
+
+
+def _name_in(items: Mapping[Any, Value], key: Any) -> Any:
+    """Find the key of a file that stands for a key of the target without being equal to it."""
+    if type(key) is not str:
+        if all(type(other) is str for other in items):  # a plain state dict
+            return str(key) if str(key) in items else _MISSING
+        for other in items:
+            if _same_key(key, other):
+                return other
+    return _MISSING
+
+
+def _same_key(key: Any, other: Any) -> bool:
+    if isinstance(other, NamedKey):
+        return isinstance(key, enum.Enum) and key.name == other.name
+    # nan does not equal itself, and is the same key all the same.
+    return type(key) is type(other) and repr(key) == repr(other)
 
 
 def note_missing(keys: list[Any], path: LinkedPath, merger: Merger) -> None:
@@ -215,7 +247,7 @@ class ListHandler(Handler):
         elements = as_elements(value)
         if elements is None:
             return container_mismatch(target, "a list", value, path, merger)
-        plans = plan_elements(target, elements, path, merger, "list")
+        plans = plan_elements(target, elements, path, merger)
         return lambda: [plan() for plan in plans]
 
 
@@ -254,7 +286,7 @@ class SequenceHandler(Handler):
             elements = as_elements(value)
         if elements is None:
             return container_mismatch(target, _article(type(target)), value, path, merger)
-        plans = plan_elements(list(target), elements, path, merger, self.type.__name__)
+        plans = plan_elements(list(target), elements, path, merger)
         if isinstance(target, collections.deque):
             return lambda: _same_deque(target, (plan() for plan in plans))
         return lambda: type(target)([plan() for plan in plans])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ..document import ARRAY, ITEMS, LIST, REF, ArraySpec, Document, Value
+from ..document import ARRAY, ITEMS, LEAF, LIST, REF, ArraySpec, Document, Value
 from ..errors import CorruptCheckpointError, format_path
 from .encode import Trouble
+from ..recursion import deep_recursion
 from .registry import ADAPTERS, Registry
 
 #: What built-in handlers raise when a file holds a state that their type cannot have.
@@ -99,13 +101,21 @@ class Decoder:
         key = None
         try:
             for index in range(1, len(value), 2):
-                key = self.decode(value[index])
+                key = self._key(value[index])
                 out[key] = self.decode(value[index + 1])
         except Trouble as trouble:
             raise trouble.at(key)  # noqa: B904
         if len(out) != len(value) // 2:
             raise ValueError("a key occurs twice")
         return out
+
+    def _key(self, value: Value) -> Any:
+        if type(value) is not list:
+            return value
+        key = self.decode(_named_enums(value))
+        if isinstance(key, NamedKey):
+            return self.plain(key.name, lost_enum(value[3]["class"]))
+        return key
 
     def fields(self, value: Value) -> dict[str, Any]:
         """Decode a plain map."""
@@ -142,10 +152,21 @@ def decode(document: Document, registry: Registry, array: Callable[[int], Any], 
 def run_decoder(decoder: Decoder, value: Value) -> Any:
     """Decode a value, turning internal trouble into public errors with a path."""
     try:
-        return decoder.decode(value)
+        with deep_recursion():
+            return decoder.decode(value)
     except Trouble as trouble:
         error = trouble.resolve()
         raise error from (trouble.__cause__ or error.__cause__)
+
+
+@dataclass(frozen=True)
+class NamedKey:
+    """A dict key whose class only a target knows: the member of an enum."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 def decode_key(value: Value) -> Any:
@@ -154,7 +175,19 @@ def decode_key(value: Value) -> Any:
         return value
     from .registry import registry
 
-    return decode(Document([LIST], _NoArrays()), registry, _no_array, value)
+    decoder = Decoder(Document([LIST], _NoArrays()), registry, _no_array)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return run_decoder(decoder, _named_enums(value))
+
+
+def _named_enums(value: Value) -> Value:
+    """Let enum members stand as themselves wherever they are in a key, since a dict would not be hashable."""
+    if type(value) is not list:
+        return value
+    if value[0] == LEAF and value[1] == "enum":
+        return [LEAF, "enum.key", value[2]["name"]]
+    return [_named_enums(item) for item in value]
 
 
 def decode_metadata(metadata: Mapping[str, Value], registry: Registry) -> dict[str, Any]:
@@ -175,6 +208,14 @@ class _NoArrays:
 
 def _no_array(index: int) -> Any:
     raise Trouble(lambda path: CorruptCheckpointError(f"There is a reference to array {index} in {format_path(path)}."))
+
+
+def lost_enum(name: str) -> str:
+    """Say why an enum member comes back as its name."""
+    return (
+        f"The checkpoint holds dict keys of the enum {name!r}: without a target they are loaded as their names. Pass a "
+        "target to get the members back."
+    )
 
 
 def _missing(tag: str) -> str:

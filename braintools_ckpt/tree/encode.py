@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, REF, ArraySpec, Document, LiveArrays, Value
+from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, REF, OPAQUE, ArraySpec, Document, LiveArrays, Value
 from ..errors import Path, SerializationError, format_path
+from ..recursion import MAX_DEPTH, deep_recursion
 from .registry import Registry
 
-#: How deep a tree may nest. MessagePack libraries stop at 1024 levels, and a level of ours takes up to two of theirs.
-MAX_DEPTH = 400
 #: A larger array does not belong into metadata, which is read whole whenever a file is opened.
 MAX_METADATA_ARRAY = 1 << 16
 
@@ -47,10 +46,13 @@ class Encoder:
         Where handlers are looked up.
     inline : bool
         Write small arrays into the structure itself, as metadata needs it, instead of the array table.
+    passthrough : bool
+        Let objects without a handler stand in the array table as they are, for documents that are not written.
     """
 
-    def __init__(self, registry: Registry, *, inline: bool = False) -> None:
+    def __init__(self, registry: Registry, *, inline: bool = False, passthrough: bool = False) -> None:
         self.registry = registry
+        self._passthrough = passthrough
         self.arrays = LiveArrays()
         self._inline = inline
         # id of an object -> (the object, kept alive so that its id stays its own; what it became)
@@ -64,6 +66,8 @@ class Encoder:
             return obj
         handler = self.registry.lookup(obj)
         if handler is None:
+            if self._passthrough:
+                return [ARRAY, self.arrays.add(OPAQUE, obj)]
             raise Trouble(lambda path: SerializationError(_unknown(obj, path)))
         if not handler.tracked:
             return handler.encode(obj, self)
@@ -117,7 +121,7 @@ class Encoder:
         out: list[Value] = [LIST]
         index = 0
         try:
-            for index, item in enumerate(items):
+            for index, item in enumerate(items):  # noqa: B007  (the path of an error)
                 out.append(self.encode(item))
         except Trouble as trouble:
             raise trouble.at(index)  # noqa: B904  (the same trouble goes on)
@@ -199,7 +203,9 @@ class Encoder:
         return [REF, moved[id(value)]]
 
 
-def encode(target: Any, registry: Registry, *, metadata: Mapping[str, Any] | None = None) -> Document:
+def encode(
+    target: Any, registry: Registry, *, metadata: Mapping[str, Any] | None = None, passthrough: bool = False
+) -> Document:
     """Turn a tree into a document that refers to the tree's own arrays.
 
     Parameters
@@ -210,6 +216,8 @@ def encode(target: Any, registry: Registry, *, metadata: Mapping[str, Any] | Non
         Where handlers are looked up.
     metadata : mapping, optional
         The user's metadata: string keys, any values that can be saved, arrays only while they are small.
+    passthrough : bool
+        Let objects without a handler stand for themselves, in a document that is not written.
 
     Returns
     -------
@@ -223,7 +231,7 @@ def encode(target: Any, registry: Registry, *, metadata: Mapping[str, Any] | Non
     HandlerError
         If a registered handler failed.
     """
-    encoder = Encoder(registry)
+    encoder = Encoder(registry, passthrough=passthrough)
     structure, shared = _run(encoder, target)
     document = Document(structure, encoder.arrays, shared)
     if metadata is not None:
@@ -258,7 +266,8 @@ def _inline_shared(value: Value, shared: list[Value]) -> Value:
 
 def _run(encoder: Encoder, target: Any, prefix: Path = ()) -> tuple[Value, list[Value]]:
     try:
-        return encoder.hoist(encoder.encode(target))
+        with deep_recursion():
+            return encoder.hoist(encoder.encode(target))
     except Trouble as trouble:
         error = trouble.resolve(prefix)
         raise error from (trouble.__cause__ or error.__cause__)

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..document import ARRAY, LEAF, NODE, REF, ArraySpec, Document, Value
+from ..document import ARRAY, LEAF, NODE, OPAQUE, REF, ArraySpec, Document, LiveArrays, Value
 from ..errors import (
     HandlerError,
     LinkedPath,
@@ -32,6 +32,7 @@ from .casting import Misfit, cast, castable, fit_number, scale
 from .decode import Decoder, run_decoder
 from .encode import Trouble
 from .mismatch import MismatchKind, MismatchMode, MismatchReport
+from ..recursion import deep_recursion
 from .registry import Registry
 from .transaction import Transaction, transaction
 
@@ -69,12 +70,16 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """How to load; the fields are the keyword arguments of ``msgpack_load``."""
+    """How to load; the fields are the keyword arguments of ``msgpack_load``.
+
+    ``passthrough`` takes what the state holds where the target's type has no handler, as state dicts always did.
+    """
 
     mismatch: MismatchMode = "error"
     partial: bool = False
     units: UnitsMode = "exact"
     arrays: ArraysMode = "saved"
+    passthrough: bool = False
 
 
 class Merger:
@@ -105,6 +110,8 @@ class Merger:
         """Check one value against one target."""
         handler = self.registry.lookup(target)
         if handler is None:
+            if self.options.passthrough:
+                return self.plan_decoded(value)
             raise SerializationError(
                 f"Cannot load into a {type(target).__module__}.{type(target).__qualname__} at path "
                 f"{self.format(path)}: no handler is registered for it. Decorate the class with "
@@ -124,6 +131,8 @@ class Merger:
         """Check an array, or a number where the target is one, and ask for it."""
         if type(value) is list and value[0] == ARRAY:
             spec = self.specs[value[1]]
+            if spec is OPAQUE:
+                return self.mismatch("leaf", target, path, "Leaf mismatch", str(want), "an object")
             if spec.shape != want.shape:
                 return self.mismatch("shape", target, path, "Array shape mismatch", str(want), describe_spec(spec))
             if spec.dtype != want.dtype and not castable(spec.dtype, want.dtype):
@@ -368,7 +377,7 @@ def merge(document: Document, target: Any, registry: Registry, options: Options,
         If something does not fit and ``options.mismatch`` is ``"error"``; all of it in one exception.
     """
     merger = Merger(document, registry, options)
-    with transaction() as current:
+    with transaction() as current, deep_recursion():
         merger.transaction = current
         try:
             build = merger.plan(target, document.structure, path)
@@ -385,8 +394,10 @@ def merge(document: Document, target: Any, registry: Registry, options: Options,
 
 def materialize(document: Document, indices: Sequence[int], merger: Merger) -> list[Any]:
     """Read arrays and give them the library they had, or the one that the options ask for."""
-    arrays: list[Any] = document.arrays.read(indices)
     mode = merger.options.arrays
+    if isinstance(document.arrays, LiveArrays) and mode == "saved":
+        return document.arrays.objects(indices)
+    arrays: list[Any] = document.arrays.read(indices)
     if mode == "numpy":
         return arrays
     specs = [document.arrays.specs[index] for index in indices]

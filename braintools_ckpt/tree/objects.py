@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 from ..document import Document, Value
 from ..errors import HandlerError, LinkedPath, RegistrationError
 from .containers import as_items, container_mismatch, node_parts, plan_fields
-from .decode import Decoder
+from .decode import Decoder, NamedKey
 from .encode import Encoder, Trouble, encode
 from .merge import Build, Merger, constant
 from .registry import Handler, Registry, registry
@@ -49,6 +49,16 @@ class EnumHandler(Handler):
         except ValueError:
             text = f"{name or plain!r}"
             return merger.mismatch("leaf", target, path, "Leaf mismatch", f"a member of {ty.__name__}", text)
+
+
+class EnumKeyHandler(Handler):
+    """Enum members as dict keys, while no target is at hand: their names."""
+
+    tag = "enum.key"
+
+    def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
+        """Give the name, marked as one."""
+        return NamedKey(str(state))
 
 
 def lost_class(name: str) -> str:
@@ -471,4 +481,5 @@ def _check_registration(ty: Any, name: Any, version: Any, upgrade: Any) -> None:
 def set_up(registry: Registry) -> None:
     """Register enums and dataclasses."""
     registry.register_rule(lambda ty: issubclass(ty, enum.Enum), EnumHandler(), structural=True)
+    registry.register_tag(EnumKeyHandler())
     registry.register_rule(lambda obj: dataclasses.is_dataclass(type(obj)), DataclassHandler())

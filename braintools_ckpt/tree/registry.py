@@ -86,7 +86,9 @@ class Registry:
                     "Pass override=True to replace it."
                 )
             holder = self._tags.get(handler.tag)
-            if handler.tag and holder is not None and holder is not present and not override:
+            # Running a notebook cell again defines its class anew; the old one is then of no use.
+            again = holder is not None and _same_name(getattr(holder, "type", None), ty)
+            if handler.tag and holder is not None and holder is not present and not (override or again):
                 raise RegistrationError(
                     f"the name {handler.tag.removeprefix('class:')!r} is already registered by {holder!r}. "
                     "Pass another name=, or override=True to replace it."
@@ -170,6 +172,14 @@ class Registry:
                         raise
                     self._activated[name] = False
             return self._activated[name]
+
+
+def _same_name(one: Any, other: type) -> bool:
+    return (
+        isinstance(one, type)
+        and one is not other
+        and (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+    )
 
 
 registry = Registry()

@@ -197,29 +197,21 @@ class ValueHandler(Handler):
 
 
 def _from_datetime(moment: datetime.datetime) -> Any:
-    zone = getattr(moment.tzinfo, "key", None)
-    if zone is None:
-        return [moment.isoformat(), moment.fold]
-    return [moment.replace(tzinfo=None).isoformat(), moment.fold, zone]
+    return [moment.replace(tzinfo=None).isoformat(), moment.fold, moment.tzinfo]
 
 
 def _to_datetime(state: Any) -> datetime.datetime:
-    text, fold, *zone = state
-    moment = datetime.datetime.fromisoformat(text)
-    if zone:
-        moment = moment.replace(tzinfo=zoneinfo.ZoneInfo(zone[0]))
-    return moment.replace(fold=fold)
+    text, fold, zone = state
+    return datetime.datetime.fromisoformat(text).replace(fold=fold, tzinfo=zone)
 
 
 def _from_time(time: datetime.time) -> Any:
-    zone = getattr(time.tzinfo, "key", None)
-    return [time.replace(tzinfo=None).isoformat() if zone else time.isoformat(), time.fold, *([zone] if zone else [])]
+    return [time.replace(tzinfo=None).isoformat(), time.fold, time.tzinfo]
 
 
 def _to_time(state: Any) -> datetime.time:
-    text, fold, *zone = state
-    time = datetime.time.fromisoformat(text).replace(fold=fold)
-    return time.replace(tzinfo=zoneinfo.ZoneInfo(zone[0])) if zone else time
+    text, fold, zone = state
+    return datetime.time.fromisoformat(text).replace(fold=fold, tzinfo=zone)
 
 
 def _from_timezone(zone: datetime.timezone) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..document import ARRAY, ITEMS, LEAF, LIST, REF, Document, Value
 from ..errors import SerializationError
-from .containers import as_items
+from .containers import FLATTED_TAGS, as_items
 from .decode import Decoder, run_decoder
 from .registry import Registry
 
@@ -59,9 +59,7 @@ class _Plain:
             return self._items(as_items(value) or {})
         if kind == LEAF:
             return self._leaf(value)
-        if value[1] == "brainstate.FlattedDict" or (value[1] == "brainstate.Module" and type(value[2]) is list):
-            return self._nested(as_items(value[2]) or {})
-        return self.convert(value[2])
+        return self._items(as_items(value) or {}) if value[1] in FLATTED_TAGS else self.convert(value[2])
 
     def _items(self, items: dict[Any, Value]) -> dict[str, Any]:
         texts: dict[str, list[Any]] = {}
@@ -74,16 +72,6 @@ class _Plain:
                 "cannot hold them; format='v1' can."
             )
         return {str(key): self.convert(item) for key, item in items.items()}
-
-    def _nested(self, items: dict[Any, Value]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for path, item in items.items():
-            *parents, last = map(str, path if type(path) is tuple else (path,))
-            at = result
-            for parent in parents:
-                at = at.setdefault(parent, {})
-            at[last] = self.convert(item)
-        return result
 
     def _leaf(self, value: Value) -> Any:
         if value[1] == "brainunit.Quantity":
