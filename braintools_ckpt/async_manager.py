@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
+
+from .warn import warn
 
 
 class AsyncManager:
@@ -64,7 +65,7 @@ class AsyncManager:
         try:
             self.close()
         except Exception as error:  # noqa: BLE001  (a destructor cannot raise)
-            warnings.warn(f"A background save failed: {error!r}", RuntimeWarning, stacklevel=2)
+            warn(f"A background save failed: {error!r}", RuntimeWarning)
 
     def save_async(self, task: Callable[[], Any]) -> None:
         """Run a task in the background, after the previous one has ended.

@@ -671,6 +671,11 @@ def test_the_layout_in_memory_does_not_matter():
         assert (array.tobytes(), array.dtype) == before[name]
 
 
+def test_equal_time_steps_keep_their_own_name():
+    for name in ("M8[s]", "M8[1000ms]", "M8[s]"):
+        assert np.datetime_data(read(write(np.zeros(2, name))).dtype) == np.datetime_data(name)
+
+
 def test_nothing_is_changed(monkeypatch):
     monkeypatch.setattr(legacy, "MAX_CHUNK_SIZE", 16)
     inner = {"w": np.arange(9), "j": jnp.arange(9)}

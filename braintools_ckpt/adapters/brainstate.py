@@ -64,13 +64,13 @@ class StateHandler(Handler):
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Plan the value; the target state takes it when the load commits."""
         found = node_parts(value, self.tag)
-        old = target.value
-        plan = merger.plan(old, found[0] if found else value, path)
-        return lambda: _assign(target, old, plan(), merger)
+        plan = merger.plan(target.value, found[0] if found else value, path)
+        return lambda: _assign(target, plan(), merger)
 
 
-def _assign(target: Any, old: Any, new: Any, merger: Merger) -> Any:
-    merger.transaction.apply(partial(_set, target, new), partial(_set, target, old))
+def _assign(target: Any, new: Any, merger: Merger) -> Any:
+    # What takes the change back goes past the setter, which may be what failed.
+    merger.transaction.apply(partial(_set, target, new), partial(vars(target).update, dict(vars(target))))
     return target
 
 

@@ -112,7 +112,7 @@ class QuantityHandler(Handler):
         if merger.options.units == "convert":
             return self._mantissa(target, state, target.unit, path, merger, unit.magnitude / target.unit.magnitude)
         # The same dimension in another unit: physically right, so outside of 'error' it is taken as it is.
-        merger.mismatch("unit", target, path, "Unit mismatch", str(target.unit), str(unit))
+        merger.mismatch("scale", target, path, "Unit mismatch", str(target.unit), str(unit))
         return self._mantissa(target, state, unit, path, merger)
 
     def _mantissa(

@@ -27,12 +27,11 @@ class WideDtypeError(Exception):
         self._array = format_array(dtype, shape)
         self._narrow = str(jax.dtypes.canonicalize_dtype(dtype))
 
-    def explain(self, path: str | None) -> str:
+    def explain(self, path: str) -> str:
         """Say what is wrong and which ways out there are."""
-        where = f" at path {path}" if path else ""
         return (
-            f"Cannot load {self._array}{where} as a jax array without losing precision: jax is limited to 32 bits. "
-            "Call jax.config.update('jax_enable_x64', True), or pass arrays='numpy', or pass a target whose leaf is "
+            f"Cannot load {self._array} at path {path} as a jax array without losing precision: jax is limited to "
+            "32 bits. Call jax.config.update('jax_enable_x64', True), or pass arrays='numpy', or pass a target whose leaf is "
             f"{self._narrow}."
         )
 

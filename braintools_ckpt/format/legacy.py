@@ -375,9 +375,10 @@ def _list_header(size: int) -> bytes:
     return bytes((0x90 | size,)) if size < 16 else _header(size, ((0xDC, "H"), (0xDD, "I")))
 
 
-# Arrays of one shape and dtype come in great numbers, so their headers are kept.
+# Arrays of one shape and dtype come in great numbers, so their headers are kept; with the dtype's text as a part
+# of the key, since numpy calls datetime64[1000ms] and datetime64[s] equal.
 @lru_cache(maxsize=1024)
-def _array_header(code: int, shape: tuple[int, ...], dtype: DType) -> bytes:
+def _array_header(code: int, shape: tuple[int, ...], dtype: DType, _text: str) -> bytes:
     nbytes = prod(shape) * dtype.itemsize
     inner = _list_header(3) + msgpack.packb(shape) + msgpack.packb(dtype.name) + _bin_header(nbytes)
     return bytes(_ext_header(code, len(inner) + nbytes) + inner)
@@ -496,11 +497,13 @@ class _Planner:
             if array.nbytes > _UINT32 - _HEADER_MAX:
                 _refuse_value(path, "an array of 4 GiB and more inside of a list")
             code = _SCALAR_CODE if scalar else _ARRAY_CODE
-            self._run(_array_header(code, array.shape, array.dtype), _Run(array, 0, array.nbytes))
+            self._run(code, array.shape, _Run(array, 0, array.nbytes))
         else:
             self._split(array)
 
-    def _run(self, header: bytes, run: _Run) -> None:
+    def _run(self, code: int, shape: tuple[int, ...], run: _Run) -> None:
+        dtype = run.source.dtype
+        header = _array_header(code, shape, dtype, dtype.str)
         if run.source.nbytes < _SMALL:
             self.parts.append(header + _flat_bytes(run.source)[run.start : run.stop].tobytes())
         else:
@@ -516,7 +519,7 @@ class _Planner:
         for number, start in enumerate(starts):
             run = _Run(array, start, min(start + step, array.nbytes))
             self.parts.append(self._pack(str(number)))
-            self._run(_array_header(_ARRAY_CODE, ((run.stop - start) // itemsize,), array.dtype), run)
+            self._run(_ARRAY_CODE, ((run.stop - start) // itemsize,), run)
 
 
 def _flat_bytes(source: Any) -> Array:

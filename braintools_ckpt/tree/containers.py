@@ -77,9 +77,7 @@ def as_elements(value: Value) -> list[Value] | None:
 # Planning, shared by all containers.
 
 
-def plan_elements(
-    targets: list[Any], elements: list[Value], path: LinkedPath, merger: Merger
-) -> list[Build]:
+def plan_elements(targets: list[Any], elements: list[Value], path: LinkedPath, merger: Merger) -> list[Build]:
     """Plan elements by position; what one side lacks is a mismatch, and the target's own elements stay."""
     if len(elements) < len(targets) or (len(elements) > len(targets) and not merger.options.partial):
         merger.note(

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..document import ARRAY, ITEMS, LEAF, LIST, REF, ArraySpec, Document, Value
 from ..errors import CorruptCheckpointError, format_path
-from .encode import Trouble
 from ..recursion import deep_recursion
+from ..warn import warn
+from .encode import Trouble
 from .registry import ADAPTERS, Registry
 
 #: What built-in handlers raise when a file holds a state that their type cannot have.
@@ -134,7 +135,7 @@ class Decoder:
         """Decode a state as it is, and say once why it does not become an object."""
         if reason not in self._warned:
             self._warned.add(reason)
-            warnings.warn(reason, UserWarning, stacklevel=2)
+            warn(reason)
         return self.decode(state)
 
 

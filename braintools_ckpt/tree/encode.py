@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, REF, OPAQUE, ArraySpec, Document, LiveArrays, Value
+from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, OPAQUE, REF, ArraySpec, Document, LiveArrays, Value
 from ..errors import Path, SerializationError, format_path
 from ..recursion import MAX_DEPTH, deep_recursion
 from .registry import Registry

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..document import ARRAY, LEAF, NODE, OPAQUE, REF, ArraySpec, Document, LiveArrays, Value
+from ..document import ARRAY, LEAF, NODE, OPAQUE, REF, ArraySpec, Document, LiveArrays, Value, children, is_container
 from ..errors import (
     HandlerError,
     LinkedPath,
@@ -28,11 +28,11 @@ from ..errors import (
     format_path,
     unlink,
 )
+from ..recursion import deep_recursion
 from .casting import Misfit, cast, castable, fit_number, scale
-from .decode import Decoder, run_decoder
+from .decode import Decoder, decode_key, run_decoder
 from .encode import Trouble
 from .mismatch import MismatchKind, MismatchMode, MismatchReport
-from ..recursion import deep_recursion
 from .registry import Registry
 from .transaction import Transaction, transaction
 
@@ -119,6 +119,8 @@ class Merger:
             )
         if type(value) is list and value[0] == REF:
             return self._plan_shared(target, value[1], path, handler.plan)
+        if type(value) is list and value[0] == NODE and value[1] == "brainstate.State" != handler.tag:
+            value = value[2]  # a state fits where its value would
         return handler.plan(target, value, path, self)
 
     def _plan_shared(self, target: Any, index: int, path: LinkedPath, plan: Callable[..., Build]) -> Build:
@@ -303,11 +305,11 @@ class Merger:
         if not waiting:
             return
         wants = [self._requests[i].want for i in waiting]
-        placed = self.place([self._results[i] for i in waiting], wants, [self._requests[i].path for i in waiting])
+        placed = self.place([self._results[i] for i in waiting], wants, lambda i: self._requests[waiting[i]].path)
         for i, array in zip(waiting, placed, strict=True):
             self._results[i] = array
 
-    def place(self, arrays: list[Array], wants: Sequence[Any], paths: Sequence[LinkedPath]) -> list[Any]:
+    def place(self, arrays: list[Array], wants: Sequence[Want], path_of: Callable[[int], LinkedPath]) -> list[Any]:
         """Turn host arrays, which nobody else holds, into jax arrays."""
         self.registry.activate("jax")
         from ..adapters.jax import WideDtypeError, place
@@ -315,7 +317,7 @@ class Merger:
         try:
             return place(arrays, wants)
         except WideDtypeError as error:
-            raise PrecisionError(error.explain(self.format(paths[error.index]) if paths else None)) from None
+            raise PrecisionError(error.explain(self.format(path_of(error.index)))) from None
 
     def _read_whole(self) -> None:
         indices = sorted(self._whole_indices - self._objects.keys())
@@ -404,10 +406,30 @@ def materialize(document: Document, indices: Sequence[int], merger: Merger) -> l
     on_device = [i for i, s in enumerate(specs) if s.kind != "numpy" or (mode == "jax" and _fits_jax(s.dtype))]
     if on_device:
         wants = [Want(specs[i].kind.replace("numpy", "jax"), specs[i].dtype, specs[i].shape) for i in on_device]
-        placed = merger.place([arrays[i] for i in on_device], wants, [])
+        on_file = [indices[i] for i in on_device]
+        placed = merger.place([arrays[i] for i in on_device], wants, lambda i: _path_of(document, on_file[i]))
         for i, array in zip(on_device, placed, strict=True):
             arrays[i] = array
     return arrays
+
+
+def _path_of(document: Document, index: int) -> LinkedPath:
+    """Find where an array stands, for a message."""
+    return _search(document, document.structure, index, None) or (None, f"array {index}")
+
+
+def _search(document: Document, value: Value, index: int, path: LinkedPath) -> LinkedPath:
+    value = document.resolve(value)
+    if type(value) is list and value[0] == LEAF:
+        return _search(document, value[2], index, path)
+    if type(value) is list and value[0] == ARRAY:
+        return path if value[1] == index else None
+    if is_container(value):
+        for key, item in children(value, decode_key):
+            found = _search(document, item, index, (path, key))
+            if found is not None:
+                return found
+    return None
 
 
 def load_plain(document: Document, registry: Registry, options: Options) -> Any:
@@ -436,6 +458,8 @@ def once(build: Build) -> Build:
 def describe(value: Value, specs: Sequence[ArraySpec]) -> str:
     """Say in a few words what a value of a file is."""
     if type(value) is not list:
+        if value is None:
+            return "None"
         return "a dict" if type(value) is dict else f"{type(value).__name__} {value!r}"[:80]
     kind = value[0]
     if kind == ARRAY:

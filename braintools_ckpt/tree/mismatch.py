@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 from ..errors import MismatchError, Path, format_path
+from ..warn import warn
 
 MismatchMode: TypeAlias = Literal["error", "warn", "ignore"]
-MismatchKind: TypeAlias = Literal["missing", "unexpected", "container", "length", "leaf", "shape", "dtype", "unit"]
+MismatchKind: TypeAlias = Literal[
+    "missing", "unexpected", "container", "length", "leaf", "shape", "dtype", "unit", "scale"
+]
 
 _REMEDY = (
     "Nothing was loaded. Pass mismatch='warn' or mismatch='ignore' to keep the target's values where they do not fit"
 )
+_REMEDIES: dict[str, str] = {
+    "unexpected": ", or partial=True when the target names only a part",
+    "scale": ", or units='convert' to convert units of the same dimension",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Mismatch:
     ----------
     kind : str
         ``missing`` and ``unexpected`` (keys), ``container``, ``length``, ``leaf`` (kinds of values), ``shape``,
-        ``dtype`` or ``unit``.
+        ``dtype``, ``unit`` (of another dimension) or ``scale`` (another unit of the same dimension).
     path : tuple
         Where it is: the keys from the root of the target.
     expected, found : str
@@ -71,15 +77,15 @@ class MismatchReport:
     def raise_errors(self) -> None:
         """Raise all that was found in one exception, when mismatches are errors."""
         if self.found and self.mode == "error":
-            partial = any(mismatch.kind == "unexpected" for mismatch in self.found)
-            remedy = _REMEDY + (", or partial=True when the target names only a part." if partial else ".")
-            raise MismatchError(self.found, remedy)
+            kinds = {mismatch.kind for mismatch in self.found}
+            remedies = [remedy for kind, remedy in _REMEDIES.items() if kind in kinds]
+            raise MismatchError(self.found, "".join([_REMEDY, *remedies, "."]))
 
     def warn(self) -> None:
         """Give one warning for each mismatch, when that was asked for."""
         if self.mode == "warn":
             for mismatch in self.found:
-                warnings.warn(mismatch.message, UserWarning, stacklevel=4)
+                warn(mismatch.message)
 
 
 def format_keys(keys: Collection[Any]) -> str:

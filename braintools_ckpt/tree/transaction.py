@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -41,7 +41,8 @@ class Transaction:
     def roll_back(self, mark: int = 0) -> None:
         """Take back all changes since the mark, the last one first."""
         while len(self._undo) > mark:
-            self._undo.pop()()
+            with suppress(Exception):  # the error that led here is the one to report, and the rest goes back too
+                self._undo.pop()()
 
 
 _current: ContextVar[Transaction | None] = ContextVar("transaction", default=None)
