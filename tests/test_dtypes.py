@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from braintools_ckpt.errors import CorruptCheckpointError
-from braintools_ckpt.format import dtypes
-from braintools_ckpt.format.dtypes import ML_DTYPES, describe, parse, storage_dtype
+from braintools_ckpt import dtypes
+from braintools_ckpt.dtypes import ML_DTYPES, describe, parse, storage_dtype
 
 ROOT = Path(__file__).parent.parent
 
@@ -172,7 +172,7 @@ def test_all_installed_ml_dtypes_are_in_the_table():
 
 def test_ml_dtypes_is_imported_only_when_met():
     code = (
-        "import sys, numpy as np; from braintools_ckpt.format.dtypes import describe, parse\n"
+        "import sys, numpy as np; from braintools_ckpt.dtypes import describe, parse\n"
         "parse(describe(np.dtype('>f4'))); assert 'ml_dtypes' not in sys.modules\n"
         "parse('bfloat16'); assert 'ml_dtypes' in sys.modules"
     )

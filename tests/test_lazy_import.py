@@ -155,8 +155,7 @@ def test_the_metadata_of_a_jax_file_is_read_without_jax(tmp_path):
         repr(ckpt)
         ckpt.verify()
     """
-    heavy = [name for name in HEAVY[:-2]]
-    assert imported_by(code, tuple(heavy)) == []
+    assert imported_by(code, HEAVY[:-2]) == []
 
 
 # --- the test can fail --------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from hypothesis.extra import numpy as hnp
 from braintools_ckpt.document import ARRAY, ITEMS, LEAF, LIST
 from braintools_ckpt.errors import CorruptCheckpointError, SerializationError
 from braintools_ckpt.format import legacy
-from braintools_ckpt.format.dtypes import ML_DTYPES, parse
+from braintools_ckpt.dtypes import ML_DTYPES, parse
 from braintools_ckpt.format.legacy import read_state_dict, write_state_dict
 from braintools_ckpt.storage.sinks import BytesSink
 

@@ -787,7 +787,6 @@ def hashable_values() -> st.SearchStrategy[Any]:
         "None",
         b"a",
         b"",
-        NAN,
         -1,
         1.5,
     ]

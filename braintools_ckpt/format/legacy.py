@@ -30,7 +30,7 @@ import numpy as np
 
 from ..document import ARRAY, ITEMS, LEAF, LIST, ArraySpec, Document, LiveArrays, Value
 from ..errors import CorruptCheckpointError, LinkedPath, SerializationError, format_array, format_path, unlink
-from .dtypes import MAX_NDIM, ML_DTYPES, describe, parse, storage_dtype
+from ..dtypes import MAX_NDIM, ML_DTYPES, describe, parse, storage_dtype
 
 if TYPE_CHECKING:
     from ..storage.sinks import Sink

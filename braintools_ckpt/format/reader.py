@@ -25,6 +25,8 @@ from . import layout
 Array = np.ndarray[Any, Any]
 _KINDS = ("numpy", "jax", "jax_weak")
 _READERS = 4
+#: Elements of no bytes (such as empty strings) cost nothing in a file, however many it claims.
+_MAX_EMPTY = 1 << 24
 
 
 def is_checkpoint(source: Source) -> bool:
@@ -403,6 +405,8 @@ def _spec(kind: Any, descr: Any, shape: Any) -> ArraySpec:
     dtype = parse(descr)
     if len(shape) > 64 or math.prod(n for n in shape if n) * max(1, dtype.itemsize) >= 1 << 63:
         raise ValueError(f"the shape {shape} is too large")
+    if not dtype.itemsize and math.prod(shape) > _MAX_EMPTY:
+        raise ValueError(f"the shape {shape} is too large for elements without bytes")
     return ArraySpec(dtype, tuple(shape), kind)
 
 

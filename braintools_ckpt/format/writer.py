@@ -37,7 +37,7 @@ def write(document: Document, sink: Sink) -> None:
 class _Writer:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._specs: dict[ArraySpec, int] = {}
+        self._specs: dict[Any, tuple[int, ArraySpec]] = {}
         self._spec_column: list[int] = []
         self._offsets: list[int] = []
         self._blob_at: list[int] = []
@@ -64,7 +64,7 @@ class _Writer:
         members: list[tuple[int, int]] = []
         size = 0
         for index, spec in enumerate(arrays.specs):
-            self._spec_column.append(self._specs.setdefault(spec, len(self._specs)))
+            self._spec_column.append(self._specs.setdefault(_spec_key(spec), (len(self._specs), spec))[0])
             if spec.nbytes >= layout.PACKED_BELOW:
                 self._offsets[index] = self._write_large(arrays.host(index))
                 continue
@@ -136,7 +136,7 @@ class _Writer:
             "library": __version__,
             "metadata": document.metadata,
             "arrays": {
-                "specs": [[s.kind, describe(s.dtype), list(s.shape)] for s in self._specs],
+                "specs": [[s.kind, describe(s.dtype), list(s.shape)] for _, s in self._specs.values()],
                 "spec": _column(self._spec_column, "<u4"),
                 "offset": _column(self._offsets, "<u8"),
                 "blob_at": _column(self._blob_at, "<u8"),
@@ -220,6 +220,13 @@ def _alignment(dtype: np.dtype[Any]) -> int:
     if size & (size - 1) or not size:
         return layout.PACK_ALIGNMENT
     return min(size, layout.PACK_ALIGNMENT)
+
+
+def _spec_key(spec: ArraySpec) -> Any:
+    # numpy calls some dtypes equal that are not the same: M8[1000ms] and M8[s], aligned and packed records.
+    if spec.dtype.names is None and spec.dtype.kind not in "Mm":
+        return spec
+    return repr(describe(spec.dtype)), spec.shape, spec.kind
 
 
 def _column(numbers: list[int], dtype: str) -> bytes:

@@ -23,7 +23,7 @@ from .decode import Decoder, NamedKey, decode_key
 from .encode import Encoder
 from .merge import Build, Merger, constant, describe
 from .mismatch import format_keys
-from .registry import Handler, Registry
+from .registry import Handler, Registry, registry
 from .scalars import base_reason, class_name
 
 _MISSING = object()
@@ -123,8 +123,13 @@ def _name_in(items: Mapping[Any, Value], key: Any) -> Any:
 def _same_key(key: Any, other: Any) -> bool:
     if isinstance(other, NamedKey):
         return isinstance(key, enum.Enum) and key.name == other.name
-    # nan does not equal itself, and is the same key all the same.
-    return type(key) is type(other) and repr(key) == repr(other)
+    # nan does not equal itself, and is the same key all the same: what counts is how a key is written.
+    return type(key) is type(other) and _written(key) == _written(other)
+
+
+def _written(key: Any) -> bytes:
+    packed: bytes = msgpack.packb(Encoder(registry).encode(key))
+    return packed
 
 
 def note_missing(keys: list[Any], path: LinkedPath, merger: Merger) -> None:
