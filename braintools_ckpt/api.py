@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, get_args
 from .document import Document, LiveArrays
 from .errors import AlreadyExistsError, CheckpointTooLargeError, InvalidCheckpointPath
 from .format import legacy, reader, writer
+from .recursion import deep_recursion
 from .storage.local import atomic_write
 from .storage.sinks import BytesSink, Sink, StreamSink
 from .storage.sources import BufferSource, Source, open_source
@@ -341,7 +342,8 @@ def msgpack_to_state_dict(target: Any) -> Any:
     document = encode(target, registry, passthrough=True)
     live = document.arrays
     assert isinstance(live, LiveArrays)
-    return to_state_dict(document, registry, live.sources.__getitem__)
+    with deep_recursion():
+        return to_state_dict(document, registry, live.sources.__getitem__)
 
 
 def msgpack_from_state_dict(target: Any, state: Any, name: str = ".", mismatch: MismatchMode = "error") -> Any:
@@ -398,14 +400,15 @@ def load_document(
     document: Document, target: Any | None, options: Options, *, rename: Rename | None = None, raw: bool = False
 ) -> Any:
     """Load a document, with a target or without."""
-    if rename is not None:
-        document = _rename(document, rename)
-    if raw:
-        arrays = document.arrays.read(range(len(document.arrays.specs)))
-        return to_state_dict(document, registry, arrays.__getitem__)
-    if target is None:
-        return load_plain(document, registry, options)
-    return merge(document, target, registry, options)
+    with deep_recursion():
+        if rename is not None:
+            document = _rename(document, rename)
+        if raw:
+            arrays = document.arrays.read(range(len(document.arrays.specs)))
+            return to_state_dict(document, registry, arrays.__getitem__)
+        if target is None:
+            return load_plain(document, registry, options)
+        return merge(document, target, registry, options)
 
 
 _rename = rename
@@ -421,7 +424,8 @@ def _writer(document: Document, format_: Format) -> Callable[[Sink], None]:
         return lambda sink: writer.write(document, sink)
     live = document.arrays
     assert isinstance(live, LiveArrays)
-    state = to_state_dict(document, registry, live.host)
+    with deep_recursion():
+        state = to_state_dict(document, registry, live.host)
     return lambda sink: legacy.write_state_dict(state, sink)
 
 

@@ -59,11 +59,14 @@ def read(path: pathlib.Path) -> Any:
 
 def outputs(cell: Any) -> str:
     """Give what a code cell printed and returned, as text."""
-    text = []
+    text = ""
     for output in cell.outputs:
         assert output.output_type != "error", f"{cell.source}\n\n" + "\n".join(output.traceback)
-        text.append(output.text if output.output_type == "stream" else output.data.get("text/plain", ""))
-    return "\n".join(part.rstrip("\n") for part in text)
+        if output.output_type == "stream":  # one text may arrive in pieces
+            text += output.text
+        else:
+            text += output.data.get("text/plain", "") + "\n"
+    return text
 
 
 def code_cells(notebook: Any) -> list[Any]:

@@ -31,8 +31,8 @@ class WideDtypeError(Exception):
         """Say what is wrong and which ways out there are."""
         return (
             f"Cannot load {self._array} at path {path} as a jax array without losing precision: jax is limited to "
-            "32 bits. Call jax.config.update('jax_enable_x64', True), or pass arrays='numpy', or pass a target whose leaf is "
-            f"{self._narrow}."
+            "32 bits. Call jax.config.update('jax_enable_x64', True), or pass arrays='numpy', or pass a target whose "
+            f"leaf is {self._narrow}."
         )
 
 

@@ -29,8 +29,8 @@ import msgpack
 import numpy as np
 
 from ..document import ARRAY, ITEMS, LEAF, LIST, ArraySpec, Document, LiveArrays, Value
-from ..errors import CorruptCheckpointError, LinkedPath, SerializationError, format_array, format_path, unlink
 from ..dtypes import MAX_NDIM, ML_DTYPES, describe, parse, storage_dtype
+from ..errors import CorruptCheckpointError, LinkedPath, SerializationError, format_array, format_path, unlink
 
 if TYPE_CHECKING:
     from ..storage.sinks import Sink

@@ -147,9 +147,7 @@ class _BatchSource:
         """
         if self.size == 0:
             return memoryview(bytearray())
-        view = memoryview(
-            mmap.mmap(-1, self.size)
-        )  # anonymous memory: aligned, so arrays over it need no copy
+        view = memoryview(mmap.mmap(-1, self.size))  # anonymous memory: aligned, so arrays over it need no copy
         self.read_into(0, view)
         return view
 
@@ -243,9 +241,7 @@ def _open_regular(path: str) -> io.FileIO:
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
-            raise InvalidCheckpointPath(
-                f'Cannot load "{path}": it is a directory. Pass the path of a checkpoint file.'
-            )
+            raise InvalidCheckpointPath(f'Cannot load "{path}": it is a directory. Pass the path of a checkpoint file.')
         if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer, for ever
             raise InvalidCheckpointPath(
                 f'Cannot load "{path}": it is not a regular file. Pass open("{path}", "rb") instead.'

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..document import ARRAY, ITEMS, LEAF, LIST, REF, ArraySpec, Document, Value
-from ..errors import CorruptCheckpointError, format_path
+from ..errors import CheckpointError, CorruptCheckpointError, format_path
 from ..recursion import deep_recursion
 from ..warn import warn
 from .encode import Trouble
 from .registry import ADAPTERS, Registry
 
 #: What built-in handlers raise when a file holds a state that their type cannot have.
-_BAD_STATE = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError)
+BAD_STATE = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError)
 _PENDING = object()
 
 
@@ -69,8 +69,8 @@ class Decoder:
             return self.plain(state, _missing(tag))
         try:
             return handler.decode(state, attributes, self)
-        except _BAD_STATE as error:
-            if isinstance(error, Trouble):
+        except BAD_STATE as error:
+            if isinstance(error, CheckpointError):
                 raise
             reason = f"{type(error).__name__}: {error}"
             raise Trouble(
@@ -158,6 +158,12 @@ def run_decoder(decoder: Decoder, value: Value) -> Any:
     except Trouble as trouble:
         error = trouble.resolve()
         raise error from (trouble.__cause__ or error.__cause__)
+    except CheckpointError:
+        raise
+    except BAD_STATE as error:
+        raise CorruptCheckpointError(
+            f"The structure of the checkpoint is none that can be loaded ({type(error).__name__}: {error})."
+        ) from error
 
 
 @dataclass(frozen=True)

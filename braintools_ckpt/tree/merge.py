@@ -19,6 +19,8 @@ import numpy as np
 
 from ..document import ARRAY, LEAF, NODE, OPAQUE, REF, ArraySpec, Document, LiveArrays, Value, children, is_container
 from ..errors import (
+    CheckpointError,
+    CorruptCheckpointError,
     HandlerError,
     LinkedPath,
     MismatchError,
@@ -29,8 +31,8 @@ from ..errors import (
     unlink,
 )
 from ..recursion import deep_recursion
-from .casting import Misfit, cast, castable, fit_number, scale
-from .decode import Decoder, decode_key, run_decoder
+from .casting import Misfit, cast, castable, fit_number, rank, scale
+from .decode import BAD_STATE, Decoder, decode_key, run_decoder
 from .encode import Trouble
 from .mismatch import MismatchKind, MismatchMode, MismatchReport
 from .registry import Registry
@@ -229,6 +231,18 @@ class Merger:
         self._parts.append(merger)
         return merger
 
+    def plan_all(self, target: Any, path: LinkedPath) -> Build:
+        """Check the whole document against the target."""
+        try:
+            return self.plan(target, self.document.structure, path)
+        except CheckpointError:
+            raise
+        except BAD_STATE as error:
+            raise CorruptCheckpointError(
+                "The load cannot be planned: the checkpoint's structure is none that its types can have, or a class of "
+                f"the target failed ({type(error).__name__}: {error})."
+            ) from error
+
     # Mismatches.
 
     def mismatch(
@@ -379,10 +393,10 @@ def merge(document: Document, target: Any, registry: Registry, options: Options,
         If something does not fit and ``options.mismatch`` is ``"error"``; all of it in one exception.
     """
     merger = Merger(document, registry, options)
-    with transaction() as current, deep_recursion():
+    with deep_recursion(), transaction() as current:
         merger.transaction = current
         try:
-            build = merger.plan(target, document.structure, path)
+            build = merger.plan_all(target, path)
             merger.report.raise_errors()
             merger.execute()
             merger.report.raise_errors()
@@ -483,8 +497,6 @@ def _tags(value: Value) -> tuple[str, ...]:
 
 
 def _fits_jax(dtype: np.dtype[Any]) -> bool:
-    from .casting import rank
-
     return rank(dtype) is not None and dtype.isnative and dtype.itemsize <= 16 and dtype.name != "float128"
 
 

@@ -11,6 +11,7 @@ from ..document import ARRAY, ITEMS, LEAF, LIST, REF, Document, Value
 from ..errors import SerializationError
 from .containers import FLATTED_TAGS, as_items
 from .decode import Decoder, run_decoder
+from .objects import FunctionHandler
 from .registry import Registry
 
 
@@ -43,23 +44,28 @@ class _Plain:
         self._array = array
         self._decoder = Decoder(document, registry, array)
 
-    def convert(self, value: Value) -> Any:
+    def convert(self, value: Value, verbatim: bool = False) -> Any:
+        """Convert a value; what a user's handler returned keeps its lists."""
         if type(value) is dict:
-            return {key: self.convert(item) for key, item in value.items()}
+            return {key: self.convert(item, verbatim) for key, item in value.items()}
         if type(value) is not list:
             return value
         kind = value[0]
         if kind == ARRAY:
             return self._array(value[1])
         if kind == REF:
-            return self.convert(self._document.shared[value[1]])
+            return self.convert(self._document.shared[value[1]], verbatim)
+        if kind == LIST and verbatim:
+            return [self.convert(item, verbatim) for item in value[1:]]
         if kind == LIST:
             return {str(i): self.convert(item) for i, item in enumerate(value[1:])}
         if kind == ITEMS:
             return self._items(as_items(value) or {})
         if kind == LEAF:
             return self._leaf(value)
-        return self._items(as_items(value) or {}) if value[1] in FLATTED_TAGS else self.convert(value[2])
+        if value[1] in FLATTED_TAGS:
+            return self._items(as_items(value) or {})
+        return self.convert(value[2], isinstance(self._decoder.registry.by_tag(value[1]), FunctionHandler))
 
     def _items(self, items: dict[Any, Value]) -> dict[str, Any]:
         texts: dict[str, list[Any]] = {}
