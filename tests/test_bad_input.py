@@ -625,7 +625,6 @@ def test_values_that_cannot_be_saved(name, asynchronous, intact):
         error = raises(bt.SerializationError, message, bt.msgpack_save, intact, tree, async_manager=manager)
     assert isinstance(error, TypeError)
     raises(bt.SerializationError, message, bt.msgpack_dumps, tree)
-    raises(bt.SerializationError, message, bt.msgpack_to_state_dict, tree)
 
 
 def test_an_unknown_target():
@@ -669,7 +668,8 @@ def test_cycles(name, intact):
         where = "net/0"
     with pytest.raises(bt.SerializationError) as caught:
         bt.msgpack_save(intact, {"ok": 1, "net": cycle})
-    kind = {"dataclass": "Known", "state": "State"}.get(name, name)
+    kinds = {"dataclass": "test_bad_input.Known", "state": "brainstate.State", "deque": "collections.deque"}
+    kind = kinds.get(name, name)
     assert str(caught.value) == (
         f"Cannot save a cycle: the {kind} at path {where} contains itself. Break the cycle, or register the type with "
         "a handler that leaves it out."
@@ -810,7 +810,7 @@ def test_a_handler_that_returns_the_object_itself(intact):
     cls = new_class()
     bt.msgpack_register_serialization(cls, lambda x: {"me": x}, keep)
     with pytest.raises(
-        bt.SerializationError, match=f"Cannot save a cycle: the {cls.__name__} at path net/me"
+        bt.SerializationError, match=f"Cannot save a cycle: the .*{cls.__name__} at path net/me"
     ):
         bt.msgpack_save(intact, {"net": cls()})
 
@@ -818,7 +818,10 @@ def test_a_handler_that_returns_the_object_itself(intact):
 def test_a_restore_function_that_raises():
     cls = new_class()
     bt.msgpack_register_serialization(cls, lambda x: {"a": 1}, lambda target, state, mismatch: 1 / 0)
-    message = f"The handler of {cls.__name__} failed to restore the value at path net/0: ZeroDivisionError: division by zero"
+    message = (
+        f"The handler of {cls.__name__} failed to restore the value at path net/0: "
+        "ZeroDivisionError: division by zero"
+    )
     target = {"net": [cls()], "s": brainstate.ParamState(jnp.zeros(2))}
     data = bt.msgpack_dumps({"net": [cls()], "s": brainstate.ParamState(jnp.ones(2))})
     error = raises(bt.HandlerError, message, bt.msgpack_loads, data, target)
@@ -902,8 +905,8 @@ def test_a_version_without_an_upgrade():
     data = bt.msgpack_dumps({"net": versioned("tests.a", 2)(1)})
     cls = versioned("tests.a", 3)
     pattern = (
-        "The checkpoint holds a Versioned of version 2, and no upgrade from 2 to 3 is registered. Pass "
-        "upgrade=\\{2: function\\} where Versioned is registered."
+        "The checkpoint holds a .*Versioned of version 2, and no upgrade from 2 to 3 is registered. Pass "
+        "upgrade=\\{2: function\\} where .*Versioned is registered."
     )
     both(data, cls, bt.HandlerError, pattern)
 
@@ -911,14 +914,14 @@ def test_a_version_without_an_upgrade():
 def test_a_newer_version_than_the_code():
     data = bt.msgpack_dumps({"net": versioned("tests.b", 2)(1)})
     cls = versioned("tests.b", 1)
-    pattern = "The checkpoint holds a Versioned of version 2, but the class registered here has version 1."
+    pattern = "The checkpoint holds a .*Versioned of version 2, but the class registered here has version 1."
     both(data, cls, bt.HandlerError, pattern)
 
 
 def test_an_upgrade_that_raises():
     data = bt.msgpack_dumps({"net": versioned("tests.c", 1)(1)})
     cls = versioned("tests.c", 2, upgrade={1: lambda state: 1 / 0})
-    both(data, cls, bt.HandlerError, "The upgrade of Versioned from version 1 failed: ZeroDivisionError")
+    both(data, cls, bt.HandlerError, "The upgrade of .*Versioned from version 1 failed: ZeroDivisionError")
 
 
 # --- open_checkpoint ----------------------------------------------------------------------------------------

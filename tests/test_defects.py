@@ -703,13 +703,15 @@ def test_defect_35_dtype_names_are_not_parsed_as_python():
             bt.msgpack_loads(msgpack.packb({"a": msgpack.ExtType(1, array)}))
 
 
-@pytest.mark.parametrize("depth", [1000, 1023, 5000, 100_000])
+@pytest.mark.parametrize("head", [b"\x81\xa1a", b"\x91", b"\x81\xa1a\x91"], ids=["maps", "arrays", "both"])
 @pytest.mark.parametrize("target", [None, {"a": 1}], ids=["free", "target"])
-def test_defect_35_nested_maps(depth, target):
-    with contextlib.suppress(bt.CheckpointError):
-        bt.msgpack_loads(b"\x81\xa1a" * depth + b"\x01", target)
-    with contextlib.suppress(bt.CheckpointError):
-        bt.msgpack_loads(b"\x81\xa1a" + b"\x91" * depth + b"\x01", target)
+def test_defect_35_nesting(head, target):
+    for depth in (*range(300, 1100, 50), 1021, 1022, 1023, 1024, 1025):
+        with contextlib.suppress(bt.CheckpointError):
+            bt.msgpack_loads(b"\x81\xa1a" + head * depth + b"\x01", target)
+    for depth in (5000, 100_000):
+        with pytest.raises(bt.CheckpointError):
+            bt.msgpack_loads(b"\x81\xa1a" + head * depth + b"\x01", target)
 
 
 @pytest.mark.parametrize("code", [0, 4, 5, 42, 127, -1])
