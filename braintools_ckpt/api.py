@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, get_args
 
 from .document import Document, LiveArrays
-from .errors import AlreadyExistsError, CheckpointTooLargeError, InvalidCheckpointPath
+from .errors import AlreadyExistsError, CheckpointTooLargeError, InvalidCheckpointPath, format_path, unlink
 from .format import legacy, reader, writer
-from .recursion import deep_recursion
 from .storage.local import atomic_write
 from .storage.sinks import BytesSink, Sink, StreamSink
 from .storage.sources import BufferSource, Source, open_source
 from .tree import registry
 from .tree.decode import decode_metadata
 from .tree.encode import encode
+from .tree.locate import locate
 from .tree.merge import ArraysMode, Options, UnitsMode, load_plain, merge
 from .tree.mismatch import MismatchMode, check_mode
 from .tree.objects import msgpack_register_serialization, serializable
 from .tree.rename import Rename, rename
 from .tree.state_dict import to_state_dict
+from .walking import walking
 
 if TYPE_CHECKING:
     from .async_manager import AsyncManager
@@ -105,7 +107,9 @@ def msgpack_save(
     _check_choice("format", format, get_args(Format))
     if metadata is not None and format == "flax":
         raise ValueError("format='flax' has no place for metadata: put it into the tree, or use format='v1'.")
-    name = _local_name(filename)
+    name = _local_name(filename, "write", "wb")
+    if async_manager is not None and not hasattr(async_manager, "save_async"):
+        raise TypeError(f"async_manager must be an AsyncManager, got {type(async_manager).__name__}.")
     if verbose:
         print(f"Saving checkpoint into {name or filename}")
     if async_manager is not None:
@@ -219,7 +223,7 @@ def msgpack_load(
     braintools_ckpt.errors.MismatchError: Array shape mismatch: expected float64[4], got float64[3] at path w. ...
     """
     options = _options(target, mismatch, partial, units, arrays, raw)
-    _local_name(filename)
+    _local_name(filename, "read", "rb")
     if verbose:
         print(f"Loading checkpoint from {filename}")
     with open_source(filename) as source:
@@ -342,7 +346,7 @@ def msgpack_to_state_dict(target: Any) -> Any:
     document = encode(target, registry, passthrough=True)
     live = document.arrays
     assert isinstance(live, LiveArrays)
-    with deep_recursion():
+    with walking():
         return to_state_dict(document, registry, live.sources.__getitem__)
 
 
@@ -387,12 +391,16 @@ def msgpack_from_state_dict(target: Any, state: Any, name: str = ".", mismatch: 
 def open_document(source: Source, *, verify: bool = True, mmap: bool = False, parallel: bool = True) -> Document:
     """Make a document of a file of any known format."""
     if reader.is_checkpoint(source):
-        return reader.read(source, verify=verify, mmap=mmap, parallel=parallel)
+        document = reader.read(source, verify=verify, mmap=mmap, parallel=parallel)
+        if isinstance(document.arrays, reader.StoredArrays):
+            document.arrays.locate = lambda index: format_path(unlink(locate(document, index)))
+        return document
     if mmap:
         raise InvalidCheckpointPath(
             f"{source.name} is not a file of braintools_ckpt's own format, and only those can be mapped. Load it "
             "without mmap=True and save it again."
         )
+    reader.refuse_damaged(source)
     return legacy.read_state_dict(source.read(0, source.size), source.name)
 
 
@@ -400,7 +408,7 @@ def load_document(
     document: Document, target: Any | None, options: Options, *, rename: Rename | None = None, raw: bool = False
 ) -> Any:
     """Load a document, with a target or without."""
-    with deep_recursion():
+    with walking():
         if rename is not None:
             document = _rename(document, rename)
         if raw:
@@ -424,7 +432,7 @@ def _writer(document: Document, format_: Format) -> Callable[[Sink], None]:
         return lambda sink: writer.write(document, sink)
     live = document.arrays
     assert isinstance(live, LiveArrays)
-    with deep_recursion():
+    with walking():
         state = to_state_dict(document, registry, live.host)
     return lambda sink: legacy.write_state_dict(state, sink)
 
@@ -466,7 +474,7 @@ def _counting(source: Source, on_bytes: Callable[[int], None] | None) -> Source:
     return source
 
 
-def _local_name(file: Any) -> str | None:
+def _local_name(file: Any, ability: str, mode: str) -> str | None:
     """Give the path of a file by name; None for a file object."""
     if isinstance(file, (str, os.PathLike)):
         name = os.fspath(file)
@@ -481,8 +489,11 @@ def _local_name(file: Any) -> str | None:
                 "fsspec.open(url, 'wb') or 'rb', and pass the file object."
             )
         return name
-    if hasattr(file, "write") or hasattr(file, "read"):
-        return None
+    if hasattr(file, ability):
+        able = getattr(file, {"write": "writable", "read": "readable"}[ability], None)
+        if (able is None or able()) and not isinstance(file, io.TextIOBase):
+            return None
+        raise ValueError(f"The file object {file!r} cannot {ability} bytes. Open it with mode {mode!r}.")
     raise TypeError(f"filename must be a str, a PathLike or a binary file object, got {type(file).__name__}.")
 
 
@@ -501,6 +512,8 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def _check_size(source: Source, max_size: int | None) -> None:
+    if max_size is not None and (not isinstance(max_size, int) or isinstance(max_size, bool)):
+        raise TypeError(f"max_size must be a number of bytes (int), got {type(max_size).__name__}.")
     if max_size is not None and source.size > max_size:
         raise CheckpointTooLargeError(
             f"Checkpoint data too large: {source.name} has {source.size} bytes, which exceeds maximum {max_size} bytes "

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, NamedTuple, Self
 import numpy as np
 
 from .api import load_document, open_document, read_metadata
-from .document import ARRAY, LEAF, REF, ArraySpec, Document, Value, children, is_container
-from .errors import format_array, format_key, format_path
+from .document import ARRAY, LEAF, NODE, REF, ArraySpec, Document, Value, children, is_container
+from .errors import format_array, format_key, format_path, spread
 from .format.reader import StoredArrays
 from .storage.sources import open_source
 from .tree.decode import decode_key
@@ -112,8 +112,13 @@ class Checkpoint(Mapping[str, Any]):
         if type(value) is list and value[0] == LEAF:
             attributes = value[3] if len(value) > 3 else {}
             inner = self._spec(value[2])
+            kind = value[1]
             unit = attributes["unit"]["symbol"] if value[1] == "brainunit.Quantity" else None
-            return inner._replace(kind=value[1], unit=unit)
+            if unit is not None and inner.dtype is None:
+                kind = inner.kind
+            return inner._replace(kind=kind, unit=unit)
+        if type(value) is list and value[0] == NODE and not is_container(value):
+            return self._spec(value[2])  # a state around a single value
         if type(value) is list and value[0] == ARRAY:
             spec: ArraySpec = self._document.arrays.specs[value[1]]
             return LeafSpec("array", spec.dtype, spec.shape, None, spec.nbytes)
@@ -122,12 +127,15 @@ class Checkpoint(Mapping[str, Any]):
     def _value(self, path: str | tuple[Any, ...]) -> Value:
         """Give the value at a path: a leaf or a container."""
         value = self._document.resolve(self._document.structure)
-        keys = _split(path) if isinstance(path, str) else [format_key(key) for key in path]
-        for key in keys:
-            parts = {format_key(k): v for k, v in children(value, decode_key)} if is_container(value) else {}
-            if key not in parts:
+        steps = _split(path) if isinstance(path, str) else [format_key(key) for key in path]
+        while steps:
+            for key, part in children(value, decode_key) if is_container(value) else ():
+                own = [format_key(step) for step in spread((key,))]
+                if steps[: len(own)] == own:
+                    value, steps = self._document.resolve(part), steps[len(own) :]
+                    break
+            else:
                 raise KeyError(self._no_path(path if isinstance(path, str) else format_path(path)))
-            value = self._document.resolve(parts[key])
         return value
 
     def _no_path(self, path: str) -> str:
@@ -178,7 +186,7 @@ class Checkpoint(Mapping[str, Any]):
             If the index is outside of the array.
         """
         value = self._value(path)
-        if type(value) is list and value[0] == LEAF:
+        while type(value) is list and value[0] in (NODE, LEAF):
             value = self._document.resolve(value[2])
         if not (type(value) is list and value[0] == ARRAY):
             raise TypeError(f"The value at the path {path!r} is no array but {_kind(value)}. Use checkpoint[path].")

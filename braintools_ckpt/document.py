@@ -29,10 +29,14 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from .errors import Steps
+
 LIST, ARRAY, ITEMS, NODE, LEAF, REF = range(6)
+#: Mappings whose keys are tuples that lead through nested mappings.
+FLATTED_TAGS = frozenset({"brainstate.FlattedDict", "brainstate.Module"})
 
 Value: TypeAlias = Any
-Kind: TypeAlias = Literal["numpy", "jax", "jax_weak"]
+Kind: TypeAlias = Literal["numpy", "jax", "jax_weak", "opaque"]
 
 
 class ArraySpec(NamedTuple):
@@ -60,8 +64,8 @@ class ArraySpec(NamedTuple):
         return self.size * self.dtype.itemsize
 
 
-#: The spec of an object that is no array, in a document that is not written.
-OPAQUE = ArraySpec(np.dtype(object), (), "numpy")
+#: The kind of an object that is no array, in a document that is not written.
+OPAQUE: Kind = "opaque"
 
 
 class ArrayTable(Protocol):
@@ -87,16 +91,23 @@ class LiveArrays:
     def __init__(self) -> None:
         self.specs: list[ArraySpec] = []
         self.sources: list[Any] = []
+        self._distinct: dict[Any, ArraySpec] = {}
 
-    def add(self, spec: ArraySpec, source: Any) -> int:
-        """Append an array and return its index."""
+    def add(self, dtype: np.dtype[Any], shape: tuple[int, ...], kind: Kind, source: Any) -> int:
+        """Append an array and return its index; equal specs are one object."""
+        key = (dtype, shape, kind)
+        spec = self._distinct.get(key)
+        if spec is None or spec.dtype is not dtype:
+            # numpy calls some dtypes equal that differ (M8[s] and M8[1000ms]): those get a spec each.
+            spec = self._distinct[key] = ArraySpec(dtype, shape, kind)
         self.specs.append(spec)
         self.sources.append(source)
-        return len(self.specs) - 1
+        return len(self.sources) - 1
 
     def host(self, index: int) -> np.ndarray[Any, Any]:
         """Give the array on the host, without a copy where it lies there already."""
-        return np.asarray(self.sources[index])
+        source = self.sources[index]
+        return source if type(source) is np.ndarray else np.asarray(source)
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray[Any, Any]]:
         """Give copies of the arrays, which belong to the caller."""
@@ -151,6 +162,8 @@ def children(value: Value, key_of: Callable[[Value], Any]) -> Iterator[tuple[Any
         elif kind == ITEMS:
             for position in range(1, len(value), 2):
                 yield key_of(value[position]), value[position + 1]
+        elif kind == NODE and value[1] in FLATTED_TAGS:
+            yield from ((Steps(key), item) for key, item in children(value[2], key_of))
         elif kind == NODE:
             yield from children(value[2], key_of)
 

@@ -7,7 +7,7 @@ caller would think of first (``FileNotFoundError``, ``FileExistsError``, ``Value
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -124,6 +124,10 @@ def format_key(key: Any) -> str:
     return repr(key)
 
 
+class Steps(tuple[Any, ...]):
+    """Several steps of a path that are one key: a ``FlattedDict`` has the way to a leaf as its key."""
+
+
 def format_path(path: Iterable[Any]) -> str:
     """Write a path as ``layers/0/w``; the root is ``.``.
 
@@ -144,7 +148,16 @@ def format_path(path: Iterable[Any]) -> str:
     >>> format_path(())
     '.'
     """
-    return "/".join(map(format_key, path)) or "."
+    return "/".join(map(format_key, spread(path))) or "."
+
+
+def spread(path: Iterable[Any]) -> Iterator[Any]:
+    """Yield the keys of a path one by one."""
+    for key in path:
+        if type(key) is Steps:
+            yield from key
+        else:
+            yield key
 
 
 def unlink(path: LinkedPath) -> Path:
@@ -153,7 +166,7 @@ def unlink(path: LinkedPath) -> Path:
     while path is not None:
         path, key = path
         keys.append(key)
-    return tuple(reversed(keys))
+    return tuple(spread(reversed(keys)))
 
 
 def format_array(dtype: object, shape: Sequence[int]) -> str:

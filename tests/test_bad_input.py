@@ -155,10 +155,12 @@ def test_not_a_checkpoint(name, tmp_path):
         error = caught.value
         assert isinstance(error, bt.InvalidCheckpointPath)
         assert isinstance(error, ValueError)
-        assert str(path) in str(error)
+        text = str(error)
+        assert str(path) in text
+        text = text.replace(str(path), "")
         # What it is not, in words that a user knows; msgpack's own would not help.
-        assert re.search("empty|not a checkpoint|no checkpoint|neither", str(error)), str(error)
-        assert "unpack" not in str(error).lower()
+        assert re.search("empty|not a checkpoint|no checkpoint|neither", text), text
+        assert "unpack" not in text.lower()
 
 
 def test_every_truncation_is_found(path):
@@ -225,8 +227,9 @@ def test_text_mode_damage_is_named(path):
     for old, new in ((b"\r\n", b"\n"), (b"\n", b"\r\n")):
         damaged = path.parent / "damaged"
         damaged.write_bytes(path.read_bytes().replace(old, new))
-        with pytest.raises(bt.CorruptCheckpointError, match="text"):
+        with pytest.raises(bt.CorruptCheckpointError) as caught:
             bt.msgpack_load(damaged)
+        assert "text" in str(caught.value).replace(str(damaged), "")
 
 
 def test_future_version(path):
@@ -318,7 +321,7 @@ def test_permission_denied_in_the_background(public_folder):
     manager = bt.AsyncManager()
     with unprivileged():
         bt.msgpack_save(public_folder / "x", {"a": 1}, async_manager=manager)
-        with pytest.raises(PermissionError, match="x"):
+        with pytest.raises(PermissionError, match=str(public_folder)):
             manager.close()
     assert os.listdir(public_folder) == []
 

@@ -286,6 +286,50 @@ def test_a_file_and_its_bytes_are_the_same(tree, folder):
     assert path.read_bytes() == file.getvalue() == bt.msgpack_dumps(tree)
 
 
+def made_or_refused(make):
+    """Give what is made, or the error."""
+    try:
+        return make()
+    except bt.SerializationError as error:
+        return error
+
+
+@given(tree=checkpointable_trees())
+def test_the_legacy_format_takes_a_tree_right_or_not_at_all(tree):
+    data = made_or_refused(lambda: bt.msgpack_dumps([tree], format="flax"))
+    if isinstance(data, bt.SerializationError):
+        assert "format='v1'" in str(data)
+    else:
+        back = bt.msgpack_loads(data, [blank_tree(tree)])
+        assert_same([tree], back, identity=False, loaded=True)
+
+
+@settings(max_examples=50)
+@given(tree=checkpointable_trees())
+def test_state_dicts_come_back(tree):
+    state = made_or_refused(lambda: bt.msgpack_to_state_dict([tree]))
+    if isinstance(state, bt.SerializationError):
+        assert "Collisions" in str(state)
+    else:
+        assert_same([tree], bt.msgpack_from_state_dict([blank_tree(tree)], state), identity=False)
+
+
+@settings(max_examples=50)
+@given(tree=checkpointable_trees(template_free=True))
+def test_every_leaf_of_a_file_can_be_looked_at(tree):
+    with bt.open_checkpoint(io.BytesIO(bt.msgpack_dumps(tree, metadata={"step": 1}))) as checkpoint:
+        assert checkpoint.metadata == {"step": 1}
+        assert len(set(checkpoint.paths)) == len(checkpoint.paths) == len(checkpoint)
+        assert list(checkpoint.specs) == checkpoint.paths
+        for path in checkpoint.paths:
+            assert path in checkpoint
+            checkpoint[path]
+        checkpoint.verify()
+        assert repr(checkpoint)
+        assert checkpoint._repr_html_()
+        assert_same(tree, checkpoint.load(), template=False, loaded=True)
+
+
 def both_ways(tree, **options):
     """Bring a tree back with a template and without."""
     data = bt.msgpack_dumps(tree)
@@ -377,6 +421,16 @@ def test_confusable_keys_stay_apart():
 @pytest.mark.parametrize("key", [1, True, 1.0, "1", b"1", 1 + 0j, np.int64(1), np.float32(1), (1,), (True,)])
 def test_keys_keep_their_type(key):
     both_ways({key: "x"})
+
+
+@pytest.mark.parametrize("dtype", ["f2", ">f2", "i1", "u1", "f4", "i8", "c8", "?", "U3"])
+def test_printing_a_masked_array_changes_nothing(dtype):
+    """Printing one sets its fill value to numpy's default, which small dtypes cannot hold."""
+    array = np.ma.masked_array(np.ones(3).astype(dtype), [0, 1, 0])
+    before = bt.msgpack_dumps(array)
+    assert repr(array)
+    assert bt.msgpack_dumps(array) == before
+    both_ways(array)
 
 
 def test_nan_as_a_key():

@@ -19,7 +19,22 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from trees import Color, Dict, Layer, List, Pair, Slotted, Str, assert_same, copy_tree
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+from trees import (
+    Color,
+    Dict,
+    Layer,
+    List,
+    Pair,
+    Slotted,
+    Str,
+    assert_same,
+    blank_tree,
+    checkpointable_trees,
+    copy_tree,
+    replace_leaf,
+)
 
 import braintools_ckpt as bt
 from braintools_ckpt.errors import MismatchError, PrecisionError
@@ -777,6 +792,53 @@ def test_units_in_a_state():
     assert_same(jnp.full(2, F4(1000)) * u.mV, state.value)
 
 
+# --- any tree and any target --------------------------------------------------------------------------------
+
+
+def changed(tree, index, leaf):
+    """Make a template for a tree in which one leaf is another, where a tree can have it."""
+    try:
+        return replace_leaf(blank_tree(tree), index, leaf)
+    except (TypeError, ValueError, AttributeError, NotImplementedError):
+        reject()
+
+
+def load_or_refuse(data, target):
+    """Load, or give the error."""
+    try:
+        return bt.msgpack_loads(data, target)
+    except MismatchError as error:
+        return error
+
+
+@settings(max_examples=200)
+@given(tree=checkpointable_trees(), index=st.integers(0, 20), leaf=checkpointable_trees(max_leaves=2))
+def test_any_tree_into_any_target(tree, index, leaf):
+    """What does not fit is reported by a MismatchError that changes nothing, and is never another exception."""
+    data = bt.msgpack_dumps([tree])
+    target = changed([tree], index, leaf)
+    before = copy_tree(target)
+    loaded = load_or_refuse(data, target)
+    if not isinstance(loaded, MismatchError):
+        assert_same(loaded, bt.msgpack_loads(data, before, mismatch="warn"))
+        return
+    assert_same(before, target)
+    kept = bt.msgpack_loads(data, target, mismatch="ignore")
+    with pytest.warns(UserWarning, match="mismatch|do not match") as record:
+        again = bt.msgpack_loads(data, before, mismatch="warn")
+    assert len(record) == len(loaded.mismatches)
+    assert_same(kept, again)
+
+
+@given(tree=checkpointable_trees(), other=checkpointable_trees())
+def test_any_tree_into_another(tree, other):
+    data, target = bt.msgpack_dumps([tree]), [other]
+    before = copy_tree(target)
+    if isinstance(load_or_refuse(data, target), MismatchError):
+        assert_same(before, target)
+    assert type(bt.msgpack_loads(data, target, mismatch="ignore")[0]) is type(other)
+
+
 # --- partial ------------------------------------------------------------------------------------------------
 
 
@@ -842,7 +904,7 @@ def test_rename_that_names_nothing_is_an_error():
 
 
 def test_rename_of_two_paths_to_one_is_an_error():
-    with pytest.raises(ValueError, match="a"):
+    with pytest.raises(ValueError, match="'b'.*'a'|'a'.*'b'"):
         load({"a": 1, "b": 2}, {"a": 0}, rename={"b": "a"})
 
 

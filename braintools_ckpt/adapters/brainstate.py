@@ -9,7 +9,7 @@ from typing import Any
 import brainstate
 
 from ..document import Value
-from ..errors import LinkedPath
+from ..errors import LinkedPath, Steps
 from ..tree.containers import (
     as_items,
     container_mismatch,
@@ -129,7 +129,7 @@ class FlattedDictHandler(Handler):
         items = as_items(found[0]) if found else as_items(mapping_state(value))
         if items is None:
             return container_mismatch(target, "a FlattedDict", value, path, merger)
-        plans = plan_fields(target, items, path, merger) if found else _plan_nested(target, items, path, merger)
+        plans = plan_fields(target, items, path, merger, Steps) if found else _plan_nested(target, items, path, merger)
         return lambda: type(target)({key: plan() for key, plan in plans})
 
 
@@ -142,7 +142,7 @@ def _plan_nested(target: Any, items: dict[Any, Value], path: LinkedPath, merger:
             missing.append(key)
             plans.append((key, constant(state)))
         else:
-            plans.append((key, merger.plan(state, found[0], (path, key))))
+            plans.append((key, merger.plan(state, found[0], (path, Steps(key)))))
     if missing:
         note_missing(missing, path, merger)
     prefixes = {tuple(map(str, key[:n])) for key in target for n in range(1, len(key) + 1)}
@@ -204,7 +204,7 @@ class ModuleHandler(Handler):
         items = as_items(found[0] if found else mapping_state(value))
         if items is None:
             return container_mismatch(target, f"a module {type(target).__name__}", value, path, merger)
-        plans = plan_fields(states, items, path, merger) if found else _plan_nested(states, items, path, merger)
+        plans = plan_fields(states, items, path, merger, Steps) if found else _plan_nested(states, items, path, merger)
 
         def build() -> Any:
             for _, plan in plans:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..document import ArraySpec, Value
+from ..document import Value
 from ..errors import LinkedPath, SerializationError, format_array
 from ..tree.containers import as_items, container_mismatch, node_parts, plan_fields
 from ..tree.decode import Decoder
@@ -39,6 +39,8 @@ class WideDtypeError(Exception):
 class JaxArrayHandler(Handler):
     """``jax.Array``, on any number of devices of this process; typed PRNG keys too."""
 
+    atomic = True
+
     def encode(self, array: Any, encoder: Encoder) -> Value:
         """Refer to the array; it goes to the host when it is written."""
         if array.is_deleted():
@@ -52,7 +54,7 @@ class JaxArrayHandler(Handler):
         if not isinstance(dtype, np.dtype):
             data = encoder.encode(jax.random.key_data(array))
             return encoder.leaf("jax.key", data, impl=str(jax.random.key_impl(array)))
-        return encoder.array(ArraySpec(dtype, array.shape, "jax_weak" if array.weak_type else "jax"), array)
+        return encoder.array(dtype, array.shape, "jax_weak" if array.weak_type else "jax", array)
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Ask for an array of the target's shape, dtype, device and sharding."""

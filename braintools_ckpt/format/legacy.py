@@ -91,6 +91,9 @@ class _FileArrays(LiveArrays):
         hosts = ((index, self.host(index)) for index in indices)
         return [host if type(self.sources[i]) is _Split else np.array(host, order="C") for i, host in hosts]
 
+    def objects(self, indices: Sequence[int]) -> list[Any]:
+        return self.read(indices)
+
     def snapshot(self) -> None:
         """Do nothing: nobody can change these arrays."""
 
@@ -99,7 +102,7 @@ class _FileArrays(LiveArrays):
         pieces = [self.sources[index] for index in indices]
         dtype = self.specs[indices[0]].dtype
         del self.specs[-len(indices) :], self.sources[-len(indices) :]
-        return self.add(ArraySpec(dtype, shape, "numpy"), _Split(pieces, shape))
+        return self.add(dtype, shape, "numpy", _Split(pieces, shape))
 
 
 def _dtype_of(name: bytes) -> DType:
@@ -212,7 +215,8 @@ class _Reader:
 
     def ext(self, code: int, data: bytes) -> Value:
         if code == _ARRAY_CODE:
-            return [ARRAY, self.arrays.add(*_array_of(data))]
+            spec, array = _array_of(data)
+            return [ARRAY, self.arrays.add(*spec, array)]
         if code == _COMPLEX_CODE:
             return _complex_of(data)
         if code == _SCALAR_CODE:
@@ -320,8 +324,10 @@ def read_state_dict(buffer: bytes | memoryview, name: str) -> Document:
     except msgpack.StackError as error:
         raise CorruptCheckpointError(f'Invalid checkpoint at "{name}": it is nested too deeply.') from error
     except ValueError as error:  # every error of msgpack, and text that is not UTF-8
-        what = str(error) or type(error).__name__
-        raise CorruptCheckpointError(f'Invalid checkpoint at "{name}": {what.rstrip(".")}.') from error
+        raise CorruptCheckpointError(
+            f'Invalid checkpoint at "{name}": it is neither a checkpoint of braintools_ckpt nor a whole state dict of '
+            "braintools.file or flax."
+        ) from error
     return Document(structure, reader.arrays)
 
 

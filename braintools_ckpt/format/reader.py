@@ -5,6 +5,7 @@ Every number that a file gives is checked against the file's size before anythin
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -18,8 +19,8 @@ import xxhash
 from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, REF, ArraySpec, Document, Value
 from ..dtypes import parse, storage_dtype
 from ..errors import CorruptCheckpointError, UnsupportedVersionError
-from ..recursion import deep_recursion
 from ..storage.sources import Source
+from ..walking import walking
 from . import layout
 
 Array = np.ndarray[Any, Any]
@@ -32,6 +33,26 @@ _MAX_EMPTY = 1 << 24
 def is_checkpoint(source: Source) -> bool:
     """Tell by the first bytes whether this is a file of our own format (of any version)."""
     return source.size >= layout.HEADER_SIZE and source.read(0, 14) == layout.HEADER[:14]
+
+
+def refuse_damaged(source: Source) -> None:
+    """Name what happened to a file of ours that is not recognised any more.
+
+    Raises
+    ------
+    CorruptCheckpointError
+        If the file is empty, or begins like a damaged header.
+    """
+    head = source.read(0, min(source.size, layout.HEADER_SIZE))
+    if not head:
+        raise CorruptCheckpointError(f"Invalid checkpoint at {source.name}: the file is empty.")
+    if layout.HEADER.startswith(head):
+        raise _corrupt(source, f"it is cut short after {source.size} bytes")
+    for old, new in ((b"\r\n", b"\n"), (b"\n", b"\r\n")):
+        if head[2:].startswith(layout.MAGIC.replace(old, new)):
+            raise _corrupt(source, "its line endings were changed, as a transfer in text mode does")
+    if head[2:9] == layout.MAGIC[:7]:
+        raise _corrupt(source, "its header is damaged")
 
 
 def read(source: Source, *, verify: bool = True, mmap: bool = False, parallel: bool = True) -> Document:
@@ -64,7 +85,7 @@ def read(source: Source, *, verify: bool = True, mmap: bool = False, parallel: b
     try:
         arrays = StoredArrays(source, index["arrays"], _index_span(source)[0], verify, mmap, parallel)
         document = Document(index["structure"], arrays, index["shared"], index["metadata"])
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, CorruptCheckpointError):
             raise
         raise _corrupt(source, f"its index is malformed ({type(error).__name__}: {error})") from error
@@ -158,24 +179,27 @@ class StoredArrays:
         self, source: Source, table: dict[str, Any], end: int, verify: bool, mmap: bool, parallel: bool
     ) -> None:
         self._source = source
+        #: Says where in the tree an array stands, for messages.
+        self.locate: Callable[[int], str] = lambda index: f"array {index} of the file"
         self._verify = verify
         self._mapped = source.map() if mmap else None
         self._parallel = parallel
-        specs = [_spec(*row) for row in table["specs"]]
-        column = _column(table["spec"], "<u4").tolist()
-        self.specs: Sequence[ArraySpec] = [specs[i] for i in column]
-        stored = [spec.size * storage_dtype(spec.dtype).itemsize for spec in specs]
-        self._sizes = [stored[i] for i in column]
-        self._offsets: list[int] = _column(table["offset"], "<u8").tolist()
+        self._distinct = [_spec(*row) for row in table["specs"]]
+        self._spec_of = _column(table["spec"], "<u4")
+        self.specs: Sequence[ArraySpec] = list(map(self._distinct.__getitem__, self._spec_of.tolist()))
+        stored = np.array([s.size * storage_dtype(s.dtype).itemsize for s in self._distinct], np.uint64)
+        self._sizes = stored[self._spec_of]
+        self._offsets = _column(table["offset"], "<u8")
         self._blob_at: list[int] = _column(table["blob_at"], "<u8").tolist()
         self._blob_size: list[int] = _column(table["blob_size"], "<u8").tolist()
         self._hashes: list[int] = _column(table["hashes"], "<u8").tolist()
         self._hash_block: int = table["hash_block"]
-        self._check(end)
+        self._check_blobs(end)
+        self._check_arrays(self._starts[-1])
 
-    def _check(self, end: int) -> None:
-        """Check that blobs follow each other with nothing but padding between, and that arrays lie inside them."""
-        if type(self._hash_block) is not int or self._hash_block < 4096 or len(self._blob_at) != len(self._blob_size):
+    def _check_blobs(self, end: int) -> None:
+        """Check that blobs follow each other with nothing but padding between."""
+        if type(self._hash_block) is not int or self._hash_block < 1 or len(self._blob_at) != len(self._blob_size):
             raise ValueError("the table of blobs is not consistent")
         self._starts, self._first_hash = [0], [0]
         at = layout.HEADER_SIZE
@@ -188,12 +212,14 @@ class StoredArrays:
             self._first_hash.append(self._first_hash[-1] + -(-size // self._hash_block))
         if at != end or self._first_hash[-1] != len(self._hashes):
             raise ValueError("the blobs do not fill the file")
+
+    def _check_arrays(self, total: int) -> None:
+        """Check that arrays lie inside the blobs, and claim no byte twice."""
         if len(self._offsets) != len(self.specs):
             raise ValueError("the columns of the array table differ in length")
-        total = self._starts[-1]
-        if sum(self._sizes) > total:
+        if int(self._sizes.sum(dtype=object)) > total:
             raise ValueError("arrays share bytes")
-        if any(offset + size > total for offset, size in zip(self._offsets, self._sizes, strict=True)):
+        if np.any(self._offsets > total) or np.any(self._sizes > total - self._offsets):
             raise ValueError("an array lies outside of the blobs")
 
     # Reading.
@@ -214,12 +240,12 @@ class StoredArrays:
         start, stop, rest = rows
         stride = spec.nbytes // spec.shape[0]
         data = _aligned(stride * (stop - start))
-        self._read_span(self._offsets[index] + start * stride, data.data)
+        self._read_span(int(self._offsets[index]) + start * stride, data.data)
         return np.asarray(data.view(spec.dtype).reshape(stop - start, *spec.shape[1:])[rest])
 
     def _read_span(self, offset: int, out: memoryview) -> None:
         """Fill ``out`` from the concatenation of the blobs, checking the blocks that it touches."""
-        blob = _last_at_most(self._starts, offset)
+        blob = bisect_right(self._starts, offset) - 1
         while out:
             inside = offset - self._starts[blob]
             step = min(len(out), self._blob_size[blob] - inside)
@@ -252,8 +278,9 @@ class StoredArrays:
 
     def _whose(self, blob: int) -> str:
         low, high = self._starts[blob], self._starts[blob + 1]
-        held = [i for i, o in enumerate(self._offsets) if o < high and o + self._sizes[i] > low and self._sizes[i]]
-        return f" (array {held[0]} of the file)" if len(held) == 1 else f" ({len(held)} arrays of the file)"
+        held = np.flatnonzero((self._offsets < high) & (self._offsets + self._sizes > low) & (self._sizes > 0))
+        names = [self.locate(int(index)) for index in held[:3]]
+        return f" ({', '.join(names)}{f' and {len(held) - 3} more' if len(held) > 3 else ''})"
 
     def _check_gap(self, blob: int) -> None:
         """Check the padding and the head before a blob: they must be what they must be."""
@@ -287,22 +314,19 @@ class _ReadPlan:
 
     def __init__(self, table: StoredArrays, indices: Sequence[int]) -> None:
         self._table = table
-        self._indices = indices
         self._memory: dict[int, Array] = {}  # first blob of a span -> its bytes
-        self._spans: dict[int, tuple[int, int]] = {}
-        for index in indices:
-            size = table._sizes[index]
-            if size:
-                first = _last_at_most(table._starts, table._offsets[index])
-                last = _last_at_most(table._starts, table._offsets[index] + size - 1)
-                self._spans[index] = (first, last)
+        at = np.asarray(indices, np.int64)
+        starts = np.asarray(table._starts, np.uint64)
+        self._offsets, self._sizes, self._specs = table._offsets[at], table._sizes[at], table._spec_of[at]
+        self._first = np.searchsorted(starts, self._offsets, "right") - 1
+        self._last = np.searchsorted(starts, self._offsets + np.maximum(self._sizes, 1) - 1, "right") - 1
 
     def fetch(self) -> None:
         """Read every span, with several threads when it is large."""
-        jobs: list[Callable[[], None]] = []
-        for first, last in dict.fromkeys(self._spans.values()):
+        used = self._sizes > 0
+        jobs: list[_Job] = []
+        for first, last in sorted(set(zip(self._first[used].tolist(), self._last[used].tolist(), strict=True))):
             self._allocate(first, last, jobs)
-        jobs.sort(key=lambda job: job.order)  # type: ignore[attr-defined]
         total = sum(memory.nbytes for memory in self._memory.values())
         if not self._table._parallel or total < 2 * self._table._hash_block:
             for job in jobs:
@@ -317,7 +341,7 @@ class _ReadPlan:
                 for future in futures:
                     future.cancel()
 
-    def _allocate(self, first: int, last: int, jobs: list[Callable[[], None]]) -> None:
+    def _allocate(self, first: int, last: int, jobs: list[_Job]) -> None:
         table = self._table
         memory = self._memory[first] = _aligned(table._starts[last + 1] - table._starts[first])
         for blob in range(first, last + 1):
@@ -327,20 +351,37 @@ class _ReadPlan:
                 jobs.append(_Job(table, blob, block, memory.data[base + start : base + stop]))
 
     def arrays(self) -> list[Array]:
-        """Give the arrays, as views of what was read."""
-        return [self._array(index) for index in self._indices]
+        """Give the arrays, as views of what was read; equal ones that lie in a row are cut from one view."""
+        count = len(self._sizes)
+        if not count:
+            return []
+        follows = self._offsets[1:] == self._offsets[:-1] + self._sizes[:-1]
+        alike = self._specs[1:] == self._specs[:-1]
+        alike &= (self._first[1:] == self._first[:-1]) & (self._last[1:] == self._last[:-1])
+        cuts = [0, *(np.flatnonzero(~(follows & alike)) + 1).tolist(), count]
+        arrays: list[Array] = []
+        for low, high in itertools.pairwise(cuts):
+            arrays += self._run(low, high)
+        return arrays
 
-    def _array(self, index: int) -> Array:
+    def _run(self, low: int, high: int) -> list[Array]:
+        """Give the arrays of one spec that lie one after the other."""
         table = self._table
-        spec = table.specs[index]
-        if not table._sizes[index]:
-            return np.zeros(spec.shape, spec.dtype)
-        first, last = self._spans[index]
-        low = table._offsets[index] - table._starts[first]
-        data = self._bytes(first, last)[low : low + table._sizes[index]]
+        spec = table._distinct[self._specs[low]]
+        count, size = high - low, int(self._sizes[low])
+        if not size:
+            return [np.zeros(spec.shape, spec.dtype) for _ in range(count)]
+        first = int(self._first[low])
+        start = int(self._offsets[low]) - table._starts[first]
+        data = self._bytes(first, int(self._last[low]))[start : start + count * size]
         stored = storage_dtype(spec.dtype)
-        array = data.view(stored).reshape(spec.shape)
-        return array if stored == spec.dtype else array.astype(spec.dtype)
+        if stored == spec.dtype:
+            together = data.view(stored)
+        else:
+            together = data.view(stored).astype(spec.dtype)
+        if not spec.shape:
+            return [together[i : i + 1].reshape(()) for i in range(count)]
+        return list(together.reshape(count, *spec.shape))
 
     def _bytes(self, first: int, last: int) -> Array:
         table = self._table
@@ -375,10 +416,6 @@ def _aligned(size: int) -> Array:
     buffer = np.empty(size + layout.ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % layout.ALIGNMENT
     return buffer[start : start + size]
-
-
-def _last_at_most(starts: list[int], offset: int) -> int:
-    return bisect_right(starts, offset) - 1
 
 
 def _row_range(selection: Any, shape: tuple[int, ...]) -> tuple[int, int, Any] | None:
@@ -429,7 +466,7 @@ def check_structure(document: Document, name: str) -> None:
     """
     arrays = len(document.arrays.specs)
     try:
-        with deep_recursion():
+        with walking():
             _check_tables(document, arrays)
     except (ValueError, IndexError, RecursionError) as error:
         raise CorruptCheckpointError(

@@ -37,7 +37,7 @@ def write(document: Document, sink: Sink) -> None:
 class _Writer:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._specs: dict[Any, tuple[int, ArraySpec]] = {}
+        self._specs: dict[int, _Layout] = {}  # by the spec's id: equal specs are one object
         self._spec_column: list[int] = []
         self._offsets: list[int] = []
         self._blob_at: list[int] = []
@@ -64,12 +64,15 @@ class _Writer:
         members: list[tuple[int, int]] = []
         size = 0
         for index, spec in enumerate(arrays.specs):
-            self._spec_column.append(self._specs.setdefault(_spec_key(spec), (len(self._specs), spec))[0])
-            if spec.nbytes >= layout.PACKED_BELOW:
+            how = self._specs.get(id(spec))
+            if how is None:
+                how = self._specs[id(spec)] = _Layout(len(self._specs), spec)
+            self._spec_column.append(how.number)
+            if how.large:
                 self._offsets[index] = self._write_large(arrays.host(index))
                 continue
-            data = _small_bytes(arrays.host(index))
-            padding = -size % _alignment(spec.dtype)
+            data = arrays.host(index).tobytes() if how.plain else _small_bytes(arrays.host(index))
+            padding = -size % how.alignment
             if padding:
                 pack.append(bytes(padding))
                 size += padding
@@ -131,12 +134,13 @@ class _Writer:
     def _pack_index(self, document: Document) -> bytes:
         from .. import __version__
 
+        specs = [how.spec for how in self._specs.values()]
         index = {
             "format": layout.VERSION,
             "library": __version__,
             "metadata": document.metadata,
             "arrays": {
-                "specs": [[s.kind, describe(s.dtype), list(s.shape)] for _, s in self._specs.values()],
+                "specs": [[s.kind, describe(s.dtype), list(s.shape)] for s in specs],
                 "spec": _column(self._spec_column, "<u4"),
                 "offset": _column(self._offsets, "<u8"),
                 "blob_at": _column(self._blob_at, "<u8"),
@@ -155,6 +159,18 @@ class _Writer:
                 "MessagePack libraries read."
             ) from error
         return packed
+
+
+class _Layout:
+    """How the arrays of one spec are written."""
+
+    def __init__(self, number: int, spec: ArraySpec) -> None:
+        stored = storage_dtype(spec.dtype)
+        self.number = number
+        self.spec = spec
+        self.large = spec.size * stored.itemsize >= layout.PACKED_BELOW
+        self.plain = stored == spec.dtype and not _padded_float(stored)
+        self.alignment = _alignment(stored)
 
 
 class _Block:
@@ -182,7 +198,7 @@ class _Block:
 
 def _pieces(array: Array, stored: np.dtype[Any]) -> Iterator[memoryview]:
     """Give the bytes of an array in C order and in the dtype of the file, from where they lie if they lie so."""
-    if array.dtype == stored and array.flags.c_contiguous:
+    if array.dtype == stored and array.flags.c_contiguous and not _padded_float(stored):
         yield array.reshape(-1).view(np.uint8).data
         return
     rows = max(1, _STAGING // max(1, stored.itemsize))
@@ -198,10 +214,7 @@ def _converted(array: Array, stored: np.dtype[Any]) -> Array:
 
 
 def _small_bytes(array: Array) -> bytes:
-    stored = storage_dtype(array.dtype)
-    if array.dtype == stored and not _padded_float(stored):
-        return array.tobytes()
-    return _converted(array, stored).tobytes()
+    return _converted(array, storage_dtype(array.dtype)).tobytes()
 
 
 def _padded_float(dtype: np.dtype[Any]) -> bool:
@@ -220,13 +233,6 @@ def _alignment(dtype: np.dtype[Any]) -> int:
     if size & (size - 1) or not size:
         return layout.PACK_ALIGNMENT
     return min(size, layout.PACK_ALIGNMENT)
-
-
-def _spec_key(spec: ArraySpec) -> Any:
-    # numpy calls some dtypes equal that are not the same: M8[1000ms] and M8[s], aligned and packed records.
-    if spec.dtype.names is None and spec.dtype.kind not in "Mm":
-        return spec
-    return repr(describe(spec.dtype)), spec.shape, spec.kind
 
 
 def _column(numbers: list[int], dtype: str) -> bytes:

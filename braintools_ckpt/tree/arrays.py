@@ -21,9 +21,13 @@ _STRING_DTYPE: Any = getattr(getattr(np, "dtypes", None), "StringDType", None)
 class ArrayHandler(Handler):
     """``numpy.ndarray`` of every dtype that holds values rather than objects."""
 
+    atomic = True
+
     def encode(self, array: Array, encoder: Encoder) -> Value:
         """Refer to the array; its data stays where it is until it is written."""
         dtype = array.dtype
+        if type(array) is np.ndarray and dtype.kind in "fiubc":
+            return encoder.array(dtype, array.shape, "numpy", array)
         if _STRING_DTYPE is not None and isinstance(dtype, _STRING_DTYPE):
             return _encode_strings(array, encoder)
         if dtype.hasobject:
@@ -33,7 +37,7 @@ class ArrayHandler(Handler):
                     "them, or an array of a plain dtype."
                 )
             )
-        value = encoder.array(ArraySpec(dtype, array.shape, "numpy"), array)
+        value = encoder.array(dtype, array.shape, "numpy", array)
         kind = _SUBCLASS_NAMES.get(type(array))
         return encoder.leaf("numpy.subclass", value, kind=kind) if kind else value
 
@@ -192,7 +196,7 @@ class MaskedArrayHandler(Handler):
         mask = np.ma.nomask if parts["mask"] is None else parts["mask"]
         array = np.ma.MaskedArray(parts["data"], mask=mask, hard_mask=attributes["hard"])
         if parts["fill_value"] is not None:
-            array.set_fill_value(parts["fill_value"])
+            array._fill_value = parts["fill_value"]  # the setter would cast it, which can overflow
         return array
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
@@ -211,7 +215,7 @@ class MaskedArrayHandler(Handler):
             loaded = whole()
             result = np.ma.MaskedArray(data(), mask=loaded.mask, hard_mask=loaded.hardmask)
             if loaded._fill_value is not None:
-                result.set_fill_value(loaded._fill_value)
+                result._fill_value = loaded._fill_value
             return result
 
         return build

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgpack
 
-from ..document import ITEMS, LEAF, LIST, NODE, Value
+from ..document import FLATTED_TAGS, ITEMS, LEAF, LIST, NODE, Value
 from ..errors import LinkedPath
 from .decode import Decoder, NamedKey, decode_key
 from .encode import Encoder
@@ -45,10 +45,6 @@ def as_items(value: Value) -> dict[Any, Value] | None:
     if type(value) is list and value[0] == NODE and value[1] in FLATTED_TAGS:
         return _nested(as_items(value[2]) or {})
     return None
-
-
-#: Mappings whose keys are tuples that lead through nested mappings.
-FLATTED_TAGS = {"brainstate.FlattedDict", "brainstate.Module"}
 
 
 def _nested(items: dict[Any, Value]) -> dict[Any, Value]:
@@ -93,9 +89,16 @@ def plan_elements(targets: list[Any], elements: list[Value], path: LinkedPath, m
 
 
 def plan_fields(
-    targets: Mapping[Any, Any], items: Mapping[Any, Value], path: LinkedPath, merger: Merger
+    targets: Mapping[Any, Any],
+    items: Mapping[Any, Value],
+    path: LinkedPath,
+    merger: Merger,
+    step: Callable[[Any], Any] = lambda key: key,
 ) -> list[tuple[Any, Build]]:
-    """Plan values by key; what one side lacks is a mismatch, and the target's own values stay."""
+    """Plan values by key; what one side lacks is a mismatch, and the target's own values stay.
+
+    ``step`` turns a key into the step of a path that messages name.
+    """
     names = {key: key if key in items else _name_in(items, key) for key in targets}
     missing = [key for key, name in names.items() if name is _MISSING]
     if missing:
@@ -104,7 +107,7 @@ def plan_fields(
         known = set(names.values())
         note_unexpected([key for key in items if key not in known], path, merger)
     return [
-        (key, constant(target) if names[key] is _MISSING else merger.plan(target, items[names[key]], (path, key)))
+        (key, constant(target) if names[key] is _MISSING else merger.plan(target, items[names[key]], (path, step(key))))
         for key, target in targets.items()
     ]
 

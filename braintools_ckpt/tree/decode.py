@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..document import ARRAY, ITEMS, LEAF, LIST, REF, ArraySpec, Document, Value
 from ..errors import CheckpointError, CorruptCheckpointError, format_path
-from ..recursion import deep_recursion
+from ..walking import walking
 from ..warn import warn
 from .encode import Trouble
 from .registry import ADAPTERS, Registry
@@ -30,9 +29,14 @@ class Decoder:
         Where tags are looked up.
     array : callable
         Gives the object for an index of the array table.
+    quiet : bool
+        Do not warn of objects that come back as plain values.
     """
 
-    def __init__(self, document: Document, registry: Registry, array: Callable[[int], Any]) -> None:
+    def __init__(
+        self, document: Document, registry: Registry, array: Callable[[int], Any], *, quiet: bool = False
+    ) -> None:
+        self._quiet = quiet
         self.document = document
         self.registry = registry
         self._array = array
@@ -125,15 +129,19 @@ class Decoder:
         out = {}
         key = None
         try:
+            array = self._array
             for key, item in value.items():
-                out[key] = self.decode(item)
+                if type(item) is list and item[0] == ARRAY:  # most leaves of most trees
+                    out[key] = array(item[1])
+                else:
+                    out[key] = self.decode(item)
         except Trouble as trouble:
             raise trouble.at(key)  # noqa: B904
         return out
 
     def plain(self, state: Value, reason: str) -> Any:
         """Decode a state as it is, and say once why it does not become an object."""
-        if reason not in self._warned:
+        if reason not in self._warned and not self._quiet:
             self._warned.add(reason)
             warn(reason)
         return self.decode(state)
@@ -153,7 +161,7 @@ def decode(document: Document, registry: Registry, array: Callable[[int], Any], 
 def run_decoder(decoder: Decoder, value: Value) -> Any:
     """Decode a value, turning internal trouble into public errors with a path."""
     try:
-        with deep_recursion():
+        with walking():
             return decoder.decode(value)
     except Trouble as trouble:
         error = trouble.resolve()
@@ -182,10 +190,8 @@ def decode_key(value: Value) -> Any:
         return value
     from .registry import registry
 
-    decoder = Decoder(Document([LIST], _NoArrays()), registry, _no_array)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return run_decoder(decoder, _named_enums(value))
+    decoder = Decoder(Document([LIST], _NoArrays()), registry, _no_array, quiet=True)
+    return run_decoder(decoder, _named_enums(value))
 
 
 def _named_enums(value: Value) -> Value:

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, OPAQUE, REF, ArraySpec, Document, LiveArrays, Value
+from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, OPAQUE, REF, ArraySpec, Document, Kind, LiveArrays, Value
 from ..errors import Path, SerializationError, format_path
-from ..recursion import MAX_DEPTH, deep_recursion
+from ..walking import MAX_DEPTH, walking
 from .registry import Registry
 
 #: A larger array does not belong into metadata, which is read whole whenever a file is opened.
 MAX_METADATA_ARRAY = 1 << 16
 
 _IN_PROGRESS = object()
+_OBJECT = np.dtype(object)
 
 
 class Trouble(Exception):  # noqa: N818  (never leaves the package: it becomes one of the public errors)
@@ -67,16 +68,20 @@ class Encoder:
         handler = self.registry.lookup(obj)
         if handler is None:
             if self._passthrough:
-                return [ARRAY, self.arrays.add(OPAQUE, obj)]
+                return [ARRAY, self.arrays.add(_OBJECT, (), OPAQUE, obj)]
             raise Trouble(lambda path: SerializationError(_unknown(obj, path)))
         if not handler.tracked:
             return handler.encode(obj, self)
-        return self._encode_tracked(obj, handler.encode)
-
-    def _encode_tracked(self, obj: Any, encode: Callable[[Any, Encoder], Value]) -> Value:
         known = self._memo.get(id(obj))
         if known is not None:
             return self._again(known)
+        if handler.atomic:
+            value = handler.encode(obj, self)
+            self._memo[id(obj)] = (obj, value)
+            return value
+        return self._encode_container(obj, handler.encode)
+
+    def _encode_container(self, obj: Any, encode: Callable[[Any, Encoder], Value]) -> Value:
         self._memo[id(obj)] = (obj, _IN_PROGRESS)
         self._depth += 1
         if self._depth > MAX_DEPTH:
@@ -101,10 +106,11 @@ class Encoder:
 
     # What handlers build their values from.
 
-    def array(self, spec: ArraySpec, source: Any) -> Value:
+    def array(self, dtype: np.dtype[Any], shape: tuple[int, ...], kind: Kind, source: Any) -> Value:
         """Put an array into the array table and refer to it."""
         if not self._inline:
-            return [ARRAY, self.arrays.add(spec, source)]
+            return [ARRAY, self.arrays.add(dtype, shape, kind, source)]
+        spec = ArraySpec(dtype, shape, kind)
         if spec.nbytes > MAX_METADATA_ARRAY:
             raise Trouble(
                 lambda path: SerializationError(
@@ -158,14 +164,17 @@ class Encoder:
 
     def _key(self, key: Any) -> Value:
         arrays = len(self.arrays.specs)
-        value = self.encode(key)
-        if len(self.arrays.specs) != arrays:
-            raise Trouble(
-                lambda path: SerializationError(
-                    f"Cannot save the dict key {key!r} at path {path}: keys must be scalars, strings or tuples of them."
-                )
+        try:
+            value = self.encode(key)
+        except Trouble:
+            value = None
+        if (value is None) is (key is None) and len(self.arrays.specs) == arrays:
+            return value
+        raise Trouble(
+            lambda path: SerializationError(
+                f"Cannot save the dict key {key!r} at path {path}: keys must be scalars, strings or tuples of them."
             )
-        return value
+        )
 
     def node(self, tag: str, state: Value, **attributes: Value) -> Value:
         """Make an object whose parts are in its state."""
@@ -266,7 +275,7 @@ def _inline_shared(value: Value, shared: list[Value]) -> Value:
 
 def _run(encoder: Encoder, target: Any, prefix: Path = ()) -> tuple[Value, list[Value]]:
     try:
-        with deep_recursion():
+        with walking():
             return encoder.hoist(encoder.encode(target))
     except Trouble as trouble:
         error = trouble.resolve(prefix)
@@ -290,7 +299,7 @@ def _type_name(obj: Any) -> str:
 
 def _unknown(obj: Any, path: str) -> str:
     text = f"Cannot save a value of type {_type_name(obj)} at path {path}: no handler is registered for it. "
-    if callable(obj) and not dataclasses.is_dataclass(obj):
+    if isinstance(obj, type) or (callable(obj) and not dataclasses.is_dataclass(obj)):
         return text + "Functions and classes are not saved; take it out of the tree, or hold it in a static field."
     return text + "Decorate the class with @braintools_ckpt.serializable, or call msgpack_register_serialization."
 
@@ -303,4 +312,4 @@ def _too_deep(path: str) -> str:
 
 
 def _shortened(path: str) -> str:
-    return path if len(path) <= 120 else f"{path[:60]}/.../{path[-40:]}"
+    return path if len(path) <= 120 else f"{path[:60]} ... {path[-40:]}"

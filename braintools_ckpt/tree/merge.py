@@ -10,6 +10,7 @@ one value once the arrays are read.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..document import ARRAY, LEAF, NODE, OPAQUE, REF, ArraySpec, Document, LiveArrays, Value, children, is_container
+from ..document import ARRAY, LEAF, NODE, OPAQUE, REF, ArraySpec, Document, LiveArrays, Value
 from ..errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -30,10 +31,11 @@ from ..errors import (
     format_path,
     unlink,
 )
-from ..recursion import deep_recursion
+from ..walking import walking
 from .casting import Misfit, cast, castable, fit_number, rank, scale
-from .decode import BAD_STATE, Decoder, decode_key, run_decoder
+from .decode import BAD_STATE, Decoder, run_decoder
 from .encode import Trouble
+from .locate import locate
 from .mismatch import MismatchKind, MismatchMode, MismatchReport
 from .registry import Registry
 from .transaction import Transaction, transaction
@@ -135,7 +137,7 @@ class Merger:
         """Check an array, or a number where the target is one, and ask for it."""
         if type(value) is list and value[0] == ARRAY:
             spec = self.specs[value[1]]
-            if spec is OPAQUE:
+            if spec.kind == OPAQUE:
                 return self.mismatch("leaf", target, path, "Leaf mismatch", str(want), "an object")
             if spec.shape != want.shape:
                 return self.mismatch("shape", target, path, "Array shape mismatch", str(want), describe_spec(spec))
@@ -152,7 +154,7 @@ class Merger:
         key = (index, id(target))
         slot = self._slots.get(key)
         if slot is None:
-            slot = self._slots[key] = self._request(Request(index, want, path, target, self.ratio))
+            slot = self._slots[key] = self._request(index, target, want, path)
         return slot
 
     def _request_number(self, number: Any, target: Any, want: Want, path: LinkedPath) -> Build:
@@ -162,14 +164,11 @@ class Merger:
             array = np.asarray(number, dtype=object)
         if array.dtype.kind == "O" or not castable(array.dtype, want.dtype):
             return self.mismatch("dtype", target, path, "Array dtype mismatch", str(want), repr(number))
-        return self._request(Request(array, want, path, target, self.ratio))
+        return self._request(array, target, want, path)
 
-    def _request(self, request: Request) -> Build:
-        self._requests.append(request)
-        return partial(self._result, len(self._requests) - 1)
-
-    def _result(self, slot: int) -> Any:
-        return self._results[slot]
+    def _request(self, source: int | Array, target: Any, want: Want, path: LinkedPath) -> Build:
+        self._requests.append(Request(source, want, path, target, self.ratio))
+        return partial(self._results.__getitem__, len(self._requests) - 1)
 
     def plan_number(self, target: Any, value: Value, path: LinkedPath) -> Build:
         """Check a Python number: the result has the target's type and equals what was saved."""
@@ -178,13 +177,13 @@ class Merger:
             spec = self.specs[value[1]]
             if spec.shape == ():
                 want = Want("python", spec.dtype, (), number=wanted)
-                return self._request(Request(value[1], want, path, target, self.ratio))
+                return self._request(value[1], target, want, path)
         number = self.number(value)
         if number is None:
             return self.leaf_mismatch(target, wanted.__name__, value, path)
         if self.ratio != 1.0:
             want = Want("python", np.asarray(number).dtype, (), number=wanted)
-            return self._request(Request(np.asarray(number), want, path, target, self.ratio))
+            return self._request(np.asarray(number), target, want, path)
         try:
             return constant(fit_number(number, wanted))
         except Misfit:
@@ -278,20 +277,16 @@ class Merger:
     def execute(self) -> None:
         """Read all arrays that the plan asks for, in file order, and convert them."""
         self._read_whole()
-        indices = sorted({r.source for r in self._requests if isinstance(r.source, int)})
+        indices = sorted({r.source for r in self._requests if type(r.source) is int})
         host = dict(zip(indices, self.document.arrays.read(indices), strict=True))
-        uses: dict[int, int] = {}
-        for request in self._requests:
-            if isinstance(request.source, int):
-                uses[request.source] = uses.get(request.source, 0) + 1
-        self._results = []
+        uses = Counter(r.source for r in self._requests if type(r.source) is int)
         for request in self._requests:
             self._results.append(self._convert(request, host, uses))
         self._place()
         for part in self._parts:
             part.execute()
 
-    def _convert(self, request: Request, host: dict[int, Array], uses: dict[int, int]) -> Any:
+    def _convert(self, request: Request, host: dict[int, Array], uses: Counter[int]) -> Any:
         want = request.want
         if isinstance(request.source, int):
             uses[request.source] -= 1
@@ -393,7 +388,7 @@ def merge(document: Document, target: Any, registry: Registry, options: Options,
         If something does not fit and ``options.mismatch`` is ``"error"``; all of it in one exception.
     """
     merger = Merger(document, registry, options)
-    with deep_recursion(), transaction() as current:
+    with walking(), transaction() as current:
         merger.transaction = current
         try:
             build = merger.plan_all(target, path)
@@ -421,29 +416,10 @@ def materialize(document: Document, indices: Sequence[int], merger: Merger) -> l
     if on_device:
         wants = [Want(specs[i].kind.replace("numpy", "jax"), specs[i].dtype, specs[i].shape) for i in on_device]
         on_file = [indices[i] for i in on_device]
-        placed = merger.place([arrays[i] for i in on_device], wants, lambda i: _path_of(document, on_file[i]))
+        placed = merger.place([arrays[i] for i in on_device], wants, lambda i: locate(document, on_file[i]))
         for i, array in zip(on_device, placed, strict=True):
             arrays[i] = array
     return arrays
-
-
-def _path_of(document: Document, index: int) -> LinkedPath:
-    """Find where an array stands, for a message."""
-    return _search(document, document.structure, index, None) or (None, f"array {index}")
-
-
-def _search(document: Document, value: Value, index: int, path: LinkedPath) -> LinkedPath:
-    value = document.resolve(value)
-    if type(value) is list and value[0] == LEAF:
-        return _search(document, value[2], index, path)
-    if type(value) is list and value[0] == ARRAY:
-        return path if value[1] == index else None
-    if is_container(value):
-        for key, item in children(value, decode_key):
-            found = _search(document, item, index, (path, key))
-            if found is not None:
-                return found
-    return None
 
 
 def load_plain(document: Document, registry: Registry, options: Options) -> Any:

@@ -71,7 +71,7 @@ class MismatchReport:
         self, kind: MismatchKind, path: Path, text: str, *, expected: str, found: str, keys: tuple[Any, ...] = ()
     ) -> None:
         """Note one mismatch; ``text`` is the sentence up to its path."""
-        message = f"{text} at path {format_path(path)}."
+        message = f"{text} at path {format_path(path)}." if path else f"{text} at path . (the root)."
         self.found.append(Mismatch(kind, path, expected, found, message, keys))
 
     def raise_errors(self) -> None:

@@ -39,10 +39,16 @@ class Handler:
         The stable name of the type in files.
     tracked : bool
         Whether identity matters: an object met twice is then stored once, and is one object again on load.
+    atomic : bool
+        Whether the object can hold no other objects, and so no cycle.
     """
 
     tag: str = ""
     tracked: ClassVar[bool] = True
+    atomic: ClassVar[bool] = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {type(self).__module__}>"
 
     def encode(self, obj: Any, encoder: Encoder) -> Value:
         """Give the value that stands for the object in a structure."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from ..document import Document, Value, children, is_container
-from ..errors import format_key, format_path
+from ..errors import format_key, format_path, spread
 from .decode import decode_key
 
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str]
@@ -31,9 +31,13 @@ def rename(document: Document, how: Rename) -> Document:
 
     Raises
     ------
+    TypeError
+        If ``how`` or a path that it gives is of another type.
     ValueError
         If the mapping names a path that the file does not have, or two leaves end up at one path.
     """
+    if not callable(how) and not isinstance(how, Mapping):
+        raise TypeError(f"rename= must be a mapping of paths or a function of one path, got {type(how).__name__}.")
     leaves = list(_leaves(document, document.structure, ()))
     move = how if callable(how) else _by_prefix(how, [path for path, _ in leaves])
     structure: dict[str, Any] = {}
@@ -41,6 +45,8 @@ def rename(document: Document, how: Rename) -> Document:
     for path, value in leaves:
         old = format_path(path)
         new = move(old)
+        if not isinstance(new, str):
+            raise TypeError(f"rename= must give paths as strings, got {new!r} for {old!r}.")
         if new in origins:
             raise ValueError(f"rename= moves two leaves to {new!r}: {origins[new]!r} and {old!r}.")
         origins[new] = old
@@ -53,12 +59,7 @@ def _leaves(document: Document, value: Value, path: tuple[Any, ...]) -> list[tup
     parts = list(children(value, decode_key)) if is_container(value) else []
     if not parts:
         return [(path, value)]
-    return [leaf for key, item in parts for leaf in _leaves(document, item, (*path, *_steps(key)))]
-
-
-def _steps(key: Any) -> tuple[Any, ...]:
-    # The tuple keys of a FlattedDict are paths themselves.
-    return key if type(key) is tuple else (key,)
+    return [leaf for key, item in parts for leaf in _leaves(document, item, (*path, *spread((key,))))]
 
 
 def _plain(key: Any) -> str:
@@ -67,7 +68,9 @@ def _plain(key: Any) -> str:
 
 def _by_prefix(how: Mapping[str, str], paths: list[tuple[Any, ...]]) -> Callable[[str], str]:
     known = {format_path(path[:n]) for path in paths for n in range(1, len(path) + 1)}
-    for old in how:
+    for old, new in how.items():
+        if not isinstance(new, str):
+            raise TypeError(f"rename= must give paths as strings, got {new!r} for {old!r}.")
         if old not in known:
             near = difflib.get_close_matches(old, sorted(known), 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""

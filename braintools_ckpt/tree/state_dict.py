@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..document import ARRAY, ITEMS, LEAF, LIST, REF, Document, Value
-from ..errors import SerializationError
-from .containers import FLATTED_TAGS, as_items
+from ..document import ARRAY, FLATTED_TAGS, ITEMS, LEAF, LIST, REF, Document, Value
+from ..errors import SerializationError, format_path
+from .containers import as_items
 from .decode import Decoder, run_decoder
 from .objects import FunctionHandler
 from .registry import Registry
@@ -41,13 +41,14 @@ def to_state_dict(document: Document, registry: Registry, array: Callable[[int],
 class _Plain:
     def __init__(self, document: Document, registry: Registry, array: Callable[[int], Any]) -> None:
         self._document = document
+        self._path: list[Any] = []
         self._array = array
-        self._decoder = Decoder(document, registry, array)
+        self._decoder = Decoder(document, registry, array, quiet=True)
 
     def convert(self, value: Value, verbatim: bool = False) -> Any:
         """Convert a value; what a user's handler returned keeps its lists."""
         if type(value) is dict:
-            return {key: self.convert(item, verbatim) for key, item in value.items()}
+            return {key: self._part(key, item, verbatim) for key, item in value.items()}
         if type(value) is not list:
             return value
         kind = value[0]
@@ -56,9 +57,9 @@ class _Plain:
         if kind == REF:
             return self.convert(self._document.shared[value[1]], verbatim)
         if kind == LIST and verbatim:
-            return [self.convert(item, verbatim) for item in value[1:]]
+            return [self._part(i, item, verbatim) for i, item in enumerate(value[1:])]
         if kind == LIST:
-            return {str(i): self.convert(item) for i, item in enumerate(value[1:])}
+            return {str(i): self._part(i, item) for i, item in enumerate(value[1:])}
         if kind == ITEMS:
             return self._items(as_items(value) or {})
         if kind == LEAF:
@@ -67,17 +68,22 @@ class _Plain:
             return self._items(as_items(value) or {})
         return self.convert(value[2], isinstance(self._decoder.registry.by_tag(value[1]), FunctionHandler))
 
+    def _part(self, key: Any, value: Value, verbatim: bool = False) -> Any:
+        self._path.append(key)
+        part = self.convert(value, verbatim)
+        self._path.pop()
+        return part
+
     def _items(self, items: dict[Any, Value]) -> dict[str, Any]:
         texts: dict[str, list[Any]] = {}
         for key in items:
             texts.setdefault(str(key), []).append(key)
         collisions = {text: keys for text, keys in texts.items() if len(keys) > 1}
         if collisions:
-            raise SerializationError(
-                f"Dict keys do not have a unique string representation. Collisions: {collisions}. A plain state dict "
-                "cannot hold them; format='v1' can."
-            )
-        return {str(key): self.convert(item) for key, item in items.items()}
+            text = f"Dict keys do not have a unique string representation. Collisions: {collisions}"
+            where = f" at path {format_path(self._path)}" if self._path else ""
+            raise SerializationError(f"{text}{where}. A plain state dict cannot hold them; format='v1' can.")
+        return {str(key): self._part(key, item) for key, item in items.items()}
 
     def _leaf(self, value: Value) -> Any:
         if value[1] == "brainunit.Quantity":

@@ -1,0 +1,56 @@
+"""What walks over large and deep trees need of the interpreter."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+#: How deep a tree may nest. MessagePack libraries stop at 1024 levels, and a level of ours takes up to two of theirs.
+MAX_DEPTH = 400
+_CALLS_A_LEVEL = 8
+
+_lock = threading.Lock()
+_users = 0
+_limit = 0
+_collecting = False
+
+
+@contextmanager
+def walking() -> Iterator[None]:
+    """Give a block the calls that a tree of ``MAX_DEPTH`` levels takes, and spare it the garbage collector.
+
+    A walk makes many small objects and no garbage: collecting in between would go over all of them again and again,
+    which takes longer than the walk. Both settings are the whole process's; the last of all threads to leave such a
+    block puts them back.
+    """
+    _enter()
+    try:
+        yield
+    finally:
+        _leave()
+
+
+def _enter() -> None:
+    global _users, _limit, _collecting
+    with _lock:
+        _users += 1
+        if _users == 1:
+            _limit = sys.getrecursionlimit()
+            _collecting = gc.isenabled()
+            sys.setrecursionlimit(_limit + MAX_DEPTH * _CALLS_A_LEVEL)
+            gc.disable()
+
+
+def _leave() -> None:
+    global _users
+    with _lock:
+        _users -= 1
+        if _users:
+            return
+        if sys.getrecursionlimit() == _limit + MAX_DEPTH * _CALLS_A_LEVEL:
+            sys.setrecursionlimit(_limit)
+        if _collecting:
+            gc.enable()
