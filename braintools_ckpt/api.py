@@ -490,8 +490,11 @@ def _local_name(file: Any, ability: str, mode: str) -> str | None:
             )
         return name
     if hasattr(file, ability):
+        if isinstance(file, io.TextIOBase):
+            to = {"write": "to", "read": "from"}[ability]
+            raise TypeError(f"Cannot {ability} a checkpoint {to} a text file. Open it with mode {mode!r}.")
         able = getattr(file, {"write": "writable", "read": "readable"}[ability], None)
-        if (able is None or able()) and not isinstance(file, io.TextIOBase):
+        if able is None or able():
             return None
         raise ValueError(f"The file object {file!r} cannot {ability} bytes. Open it with mode {mode!r}.")
     raise TypeError(f"filename must be a str, a PathLike or a binary file object, got {type(file).__name__}.")

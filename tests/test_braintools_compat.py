@@ -236,9 +236,7 @@ def test_a_deeper_network_is_restored(file: ModuleType, path: str) -> None:
 
 @pytest.mark.parametrize("nest_saved", [False, True])
 @pytest.mark.parametrize("nest_target", [False, True])
-def test_states_may_be_flat_or_nested(
-    file: ModuleType, path: str, nest_saved: bool, nest_target: bool
-) -> None:
+def test_states_may_be_flat_or_nested(file: ModuleType, path: str, nest_saved: bool, nest_target: bool) -> None:
     saved, restored = SimpleModel(1.0).states(), SimpleModel(0.0)
     target = restored.states()
     file.msgpack_save(path, {"state": saved.to_nest() if nest_saved else saved})
@@ -365,9 +363,7 @@ def test_a_handler_is_told_the_mismatch_mode(file: ModuleType, path: str) -> Non
         pass
 
     modes = []
-    file.msgpack_register_serialization(
-        Node, lambda x: {"v": 1}, lambda x, state, mode: modes.append(mode) or x
-    )
+    file.msgpack_register_serialization(Node, lambda x: {"v": 1}, lambda x, state, mode: modes.append(mode) or x)
     file.msgpack_save(path, {"node": Node()})
     for mode in ("error", "warn", "ignore"):
         file.msgpack_load(path, target={"node": Node()}, mismatch=mode)
@@ -381,9 +377,7 @@ def test_registering_twice_needs_override(file: ModuleType, path: str) -> None:
     file.msgpack_register_serialization(Twice, lambda x: {"v": 1}, lambda x, state, mode: state["v"])
     with pytest.raises(ValueError, match="already registered"):
         file.msgpack_register_serialization(Twice, lambda x: {"v": 2}, lambda x, state, mode: state["v"])
-    file.msgpack_register_serialization(
-        Twice, lambda x: {"v": 2}, lambda x, state, mode: state["v"], override=True
-    )
+    file.msgpack_register_serialization(Twice, lambda x: {"v": 2}, lambda x, state, mode: state["v"], override=True)
     assert roundtrip(file, path, [Twice()], [Twice()]) == [2]
 
 
@@ -409,9 +403,7 @@ def test_the_most_specific_class_wins(file: ModuleType) -> None:
         pass
 
     for ty, kind in ((Base, "base"), (Derived, "derived")):
-        file.msgpack_register_serialization(
-            ty, lambda x, kind=kind: {"kind": kind}, lambda x, state, mode: state
-        )
+        file.msgpack_register_serialization(ty, lambda x, kind=kind: {"kind": kind}, lambda x, state, mode: state)
     assert file.msgpack_to_state_dict(Base()) == {"kind": "base"}
     assert file.msgpack_to_state_dict(Derived()) == {"kind": "derived"}
     assert file.msgpack_to_state_dict(Leaf()) == {"kind": "derived"}
@@ -541,9 +533,7 @@ class TestMismatchModes:
             assert file.msgpack_from_state_dict(target, state, mismatch="warn") == merged
         assert any(message in text for text in messages())
 
-    def test_ignore_is_silent(
-        self, file: ModuleType, target: Any, state: Any, message: str, merged: Any
-    ) -> None:
+    def test_ignore_is_silent(self, file: ModuleType, target: Any, state: Any, message: str, merged: Any) -> None:
         assert file.msgpack_from_state_dict(target, state, mismatch="ignore") == merged
 
 
@@ -724,9 +714,7 @@ def test_a_namedtuple_comes_back(file: ModuleType, path: str) -> None:
 
 
 def test_an_optax_state_comes_back_and_goes_on(file: ModuleType, path: str) -> None:
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(1e-2, 10))
-    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(1e-2, 10)))
     params = {("l1", "w"): jnp.ones((2, 3)), ("l1", "b"): jnp.zeros(3)}
     grads = jax.tree.map(jnp.ones_like, params)
     state = optimizer.init(params)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from braintools_ckpt.errors import CorruptCheckpointError
 from braintools_ckpt import dtypes
 from braintools_ckpt.dtypes import ML_DTYPES, describe, parse, storage_dtype
+from braintools_ckpt.errors import CorruptCheckpointError
 
 ROOT = Path(__file__).parent.parent
 

@@ -290,9 +290,7 @@ def test_many_buffers_go_in_few_vectored_calls(tmp_path, monkeypatch):
         pytest.skip("no writev here")
     calls = []
     monkeypatch.setattr(buffers, "MOST_BUFFERS", 100)
-    monkeypatch.setattr(
-        os, "writev", lambda fd, views, real=os.writev: (calls.append(len(views)), real(fd, views))[1]
-    )
+    monkeypatch.setattr(os, "writev", lambda fd, views, real=os.writev: (calls.append(len(views)), real(fd, views))[1])
     sink, result = file_sink(tmp_path / "file")
     sink.write(*[b"ab"] * 250)
     assert result() == b"ab" * 250
@@ -428,9 +426,7 @@ class BlockedStream(io.RawIOBase):
 def test_a_stream_that_blocks_is_an_error():
     with pytest.raises(BlockingIOError) as caught:
         StreamSink(BlockedStream()).write(b"abc")
-    assert (
-        str(caught.value) == f"[Errno {errno.EAGAIN}] The non-blocking file takes no more bytes now: 'pipe'"
-    )
+    assert str(caught.value) == f"[Errno {errno.EAGAIN}] The non-blocking file takes no more bytes now: 'pipe'"
 
 
 @pytest.mark.parametrize(
@@ -545,9 +541,7 @@ def test_a_symbolic_link_is_written_through(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "middle")
     with atomic_write(tmp_path / "link") as sink:
         sink.write(b"new")
-        assert (
-            len(names(tmp_path / "store")) == 2
-        )  # the temporary file lies on the file system of the real one
+        assert len(names(tmp_path / "store")) == 2  # the temporary file lies on the file system of the real one
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "store" / "real").read_bytes() == b"new"
     assert names(tmp_path) == ["link", "middle", "store"]
@@ -601,9 +595,7 @@ def test_a_replaced_file_keeps_its_permissions(mode, fchmod, umask, tmp_path, mo
     with atomic_write(path) as sink:
         sink.write(b"new")
         (temporary,) = tmp_path.glob(".model.tmp-*")
-        assert (
-            stat.S_IMODE(temporary.stat().st_mode) & ~(mode | stat.S_IWUSR) == 0
-        )  # nobody else may read it yet
+        assert stat.S_IMODE(temporary.stat().st_mode) & ~(mode | stat.S_IWUSR) == 0  # nobody else may read it yet
     assert stat.S_IMODE(path.stat().st_mode) == mode
     assert path.read_bytes() == b"new"
 
@@ -810,9 +802,7 @@ def test_the_first_error_is_told_when_the_clean_up_fails_too(tmp_path, monkeypat
         write(tmp_path / "model")
     assert caught.value.errno == errno.EIO
     (temporary,) = tmp_path.iterdir()
-    assert caught.value.__notes__ == [
-        f"The temporary file {temporary} could not be removed: Read-only file system."
-    ]
+    assert caught.value.__notes__ == [f"The temporary file {temporary} could not be removed: Read-only file system."]
 
 
 def test_a_temporary_file_that_somebody_removed(tmp_path):
@@ -830,9 +820,7 @@ def test_errors_of_the_block_pass_unchanged(tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "kind", [KeyboardInterrupt, SystemExit, ValueError, StopIteration, GeneratorExit, MemoryError]
-)
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, ValueError, StopIteration, GeneratorExit, MemoryError])
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_whatever_ends_the_block_leaves_nothing_behind(kind, overwrite, tmp_path):
     descriptors = open_descriptors()
@@ -920,9 +908,7 @@ def test_a_disk_that_is_full(tmp_path):
     if "unshare:" in result.stderr or "mount:" in result.stderr:
         pytest.skip(f"cannot mount a small file system: {result.stderr}")
     path = tmp_path / "runs" / "model"
-    assert result.stdout == f"[Errno 28] No space left on device: '{path}' True b'old' ['model']\n", (
-        result.stderr
-    )
+    assert result.stdout == f"[Errno 28] No space left on device: '{path}' True b'old' ['model']\n", result.stderr
 
 
 @needs_linux
@@ -937,9 +923,7 @@ def test_a_file_size_limit(tmp_path):
 # --------------------------------------------------------------------------------------- publishing once
 
 
-@pytest.mark.parametrize(
-    "code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES]
-)
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES])
 def test_a_file_system_without_hard_links(code, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", fail_with(code), raising=False)
     write(tmp_path / "model", b"one", overwrite=False)
@@ -1109,9 +1093,7 @@ def test_a_new_name_is_synced_too(calls, tmp_path):
 @needs_linux
 def test_new_directories_are_synced_with_their_parents(calls, tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr(
-        os, "open", lambda path, *rest, real=os.open: (opened.append(path), real(path, *rest))[1]
-    )
+    monkeypatch.setattr(os, "open", lambda path, *rest, real=os.open: (opened.append(path), real(path, *rest))[1])
     write(tmp_path / "a" / "b" / "model")
     assert opened[1:] == [str(tmp_path / "a" / "b"), str(tmp_path / "a"), str(tmp_path)]
     assert calls.count(("fsync", "directory")) == 3
@@ -1319,9 +1301,7 @@ SOURCES = {
     "local, without preadv": LocalSource,
     "local, without pread": LocalSource,
     "bytes": lambda path: BufferSource(path.read_bytes()),
-    "array": lambda path: BufferSource(
-        np.frombuffer(path.read_bytes(), ">u4") if path.stat().st_size else b""
-    ),
+    "array": lambda path: BufferSource(np.frombuffer(path.read_bytes(), ">u4") if path.stat().st_size else b""),
     "stream": stream,
     "plain stream": lambda path: open_source(NoReadinto(path.read_bytes())),
     "pipe": pipe,
@@ -1365,9 +1345,7 @@ def test_a_source_is_read_by_many_threads(open_path, path):
         ]
 
 
-@pytest.mark.parametrize(
-    ("offset", "size"), [(0, 1281), (1280, 1), (2000, 0), (-1, 1), (0, -1), (10, 1 << 60)]
-)
+@pytest.mark.parametrize(("offset", "size"), [(0, 1281), (1280, 1), (2000, 0), (-1, 1), (0, -1), (10, 1 << 60)])
 def test_a_range_outside_the_file_is_an_error_before_anything_is_allocated(open_path, path, offset, size):
     with open_path(path) as source, pytest.raises(CorruptCheckpointError) as caught:
         source.read(offset, size)
@@ -1396,9 +1374,7 @@ def test_a_file_that_is_cut_after_it_was_opened(missing, path, monkeypatch):
             f"{path} ends early: expected 7 bytes at offset 5, but it ends at offset 5. "
             "It was cut short, or changed while it was read."
         )
-        with pytest.raises(
-            CorruptCheckpointError, match="expected 1280 bytes at offset 0, but it ends at offset 5"
-        ):
+        with pytest.raises(CorruptCheckpointError, match="expected 1280 bytes at offset 0, but it ends at offset 5"):
             source.map()
 
 
@@ -1406,9 +1382,7 @@ def test_a_stream_that_is_cut_after_it_was_opened():
     for file in [io.BytesIO(DATA), NoReadinto(DATA)]:
         source = StreamSource(file)
         (file if isinstance(file, io.BytesIO) else file._file).truncate(5)
-        with pytest.raises(
-            CorruptCheckpointError, match="expected 7 bytes at offset 5, but it ends at offset 5"
-        ):
+        with pytest.raises(CorruptCheckpointError, match="expected 7 bytes at offset 5, but it ends at offset 5"):
             source.read(2, 10)
 
 
@@ -1478,9 +1452,7 @@ def test_many_buffers_are_filled_by_few_calls(path, monkeypatch):
 
 
 def test_short_reads_are_continued(path, monkeypatch):
-    monkeypatch.setattr(
-        os, "preadv", lambda fd, views, at, real=os.preadv: real(fd, [views[0][:3]], at), raising=False
-    )
+    monkeypatch.setattr(os, "preadv", lambda fd, views, at, real=os.preadv: real(fd, [views[0][:3]], at), raising=False)
     with LocalSource(path) as source:
         parts = [bytearray(4), bytearray(5)]
         source.read_into(1, *map(memoryview, parts))
@@ -1515,9 +1487,7 @@ def test_a_missing_file_names_those_with_similar_names(path, monkeypatch):
     monkeypatch.chdir(path.parent)
     with pytest.raises(CheckpointNotFoundError) as caught:
         open_source("modle.msgpack")
-    assert str(caught.value) == (
-        "Checkpoint not found: modle.msgpack. Did you mean 'mode.msgpack' or 'model.msgpack'?"
-    )
+    assert str(caught.value) == ("Checkpoint not found: modle.msgpack. Did you mean 'mode.msgpack' or 'model.msgpack'?")
 
 
 def test_temporary_files_are_never_suggested(tmp_path):
@@ -1556,9 +1526,7 @@ def test_a_dangling_link_says_so(tmp_path):
 def test_a_directory_is_no_checkpoint(tmp_path):
     with pytest.raises(InvalidCheckpointPath) as caught:
         open_source(str(tmp_path))
-    assert str(caught.value) == (
-        f'Cannot load "{tmp_path}": it is a directory. Pass the path of a checkpoint file.'
-    )
+    assert str(caught.value) == (f'Cannot load "{tmp_path}": it is a directory. Pass the path of a checkpoint file.')
 
 
 @needs_linux
@@ -1567,8 +1535,7 @@ def test_a_pipe_is_refused_rather_than_waited_for(tmp_path):
     with pytest.raises(InvalidCheckpointPath) as caught:
         open_source(tmp_path / "pipe")
     assert str(caught.value) == (
-        f'Cannot load "{tmp_path / "pipe"}": it is not a regular file. '
-        f'Pass open("{tmp_path / "pipe"}", "rb") instead.'
+        f'Cannot load "{tmp_path / "pipe"}": it is not a regular file. Pass open("{tmp_path / "pipe"}", "rb") instead.'
     )
 
 

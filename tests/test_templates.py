@@ -234,8 +234,7 @@ MISMATCHES = {
     "values that do not survive": (
         np.array([4, 300]),
         np.zeros(2, "i1"),
-        "Array dtype mismatch: expected int8[2], got int64[2] with values that do not survive the "
-        "cast at path net/x.",
+        "Array dtype mismatch: expected int8[2], got int64[2] with values that do not survive the cast at path net/x.",
         np.zeros(2, "i1"),
     ),
     "dimension of a unit": (
