@@ -100,16 +100,12 @@ def test_a_directory(intact):
 def test_a_device(intact):
     message = 'Cannot load "/dev/null": it is not a regular file. Pass open("/dev/null", "rb") instead.'
     raises(bt.InvalidCheckpointPath, message, bt.msgpack_load, "/dev/null")
-    with pytest.raises(
-        bt.InvalidCheckpointPath, match='Cannot write a checkpoint to "/dev/null": it is not a'
-    ):
+    with pytest.raises(bt.InvalidCheckpointPath, match='Cannot write a checkpoint to "/dev/null": it is not a'):
         bt.msgpack_save("/dev/null", TREE)
 
 
 def test_an_existing_file(intact):
-    message = (
-        f'Trying overwrite an existing file: "{intact}". Pass overwrite=True to replace it, or another path.'
-    )
+    message = f'Trying overwrite an existing file: "{intact}". Pass overwrite=True to replace it, or another path.'
     error = raises(bt.AlreadyExistsError, message, bt.msgpack_save, intact, {"a": 1}, overwrite=False)
     assert isinstance(error, FileExistsError)
     assert isinstance(error, bt.InvalidCheckpointPath)
@@ -177,7 +173,9 @@ def test_every_truncation_is_found(path):
 )
 def test_truncated(path, part, why):
     path.write_bytes(path.read_bytes()[:part])
-    message = f"Corrupt checkpoint {path}: {why}. The file was damaged or cut short after it was written; use another copy."
+    message = (
+        f"Corrupt checkpoint {path}: {why}. The file was damaged or cut short after it was written; use another copy."
+    )
     raises(bt.CorruptCheckpointError, message, bt.msgpack_load, path)
     raises(bt.CorruptCheckpointError, message, bt.open_checkpoint, path)
 
@@ -244,9 +242,7 @@ def test_future_version(path):
 
 def test_too_large(intact):
     size = intact.stat().st_size
-    message = (
-        f"Checkpoint data too large: {intact} has {size} bytes, which exceeds maximum 10 bytes (max_size=)."
-    )
+    message = f"Checkpoint data too large: {intact} has {size} bytes, which exceeds maximum 10 bytes (max_size=)."
     raises(bt.CheckpointTooLargeError, message, bt.msgpack_load, intact, max_size=10)
 
 
@@ -357,9 +353,7 @@ def test_a_disk_that_is_full(tmp_path):
     assert done.stdout.strip() == "done", done.stderr[-2000:]
 
 
-@pytest.mark.parametrize(
-    "failing", ["write", "writev", "pwrite", "pwritev", "fsync", "replace", "posix_fallocate"]
-)
+@pytest.mark.parametrize("failing", ["write", "writev", "pwrite", "pwritev", "fsync", "replace", "posix_fallocate"])
 def test_no_space_left(intact, failing, monkeypatch):
     if not hasattr(os, failing):
         pytest.skip(f"no os.{failing} here")
@@ -628,10 +622,7 @@ def test_values_that_cannot_be_saved(name, asynchronous, intact):
 
 
 def test_an_unknown_target():
-    message = (
-        "Cannot load into a test_bad_input.Unknown at path net/0: no handler is registered for it. "
-        + REGISTER
-    )
+    message = "Cannot load into a test_bad_input.Unknown at path net/0: no handler is registered for it. " + REGISTER
     data = bt.msgpack_dumps({"net": [1]})
     raises(bt.SerializationError, message, bt.msgpack_loads, data, {"net": [Unknown()]})
 
@@ -683,8 +674,8 @@ def test_nesting_beyond_the_limit(intact):
     with pytest.raises(bt.SerializationError) as caught:
         bt.msgpack_save(intact, tree)
     assert re.fullmatch(
-        r"Cannot save a tree that nests deeper than \d+ levels \(at path k/k/[k/]* \.\.\. [k/]*/k/k\)\. Flatten it, for "
-        r"example into a list with indices\.",
+        r"Cannot save a tree that nests deeper than \d+ levels \(at path k/k/[k/]* \.\.\. [k/]*/k/k\)\. Flatten it, "
+        r"for example into a list with indices\.",
         str(caught.value),
     ), str(caught.value)
     assert "//" not in str(caught.value)
@@ -809,16 +800,16 @@ def test_handlers_that_give_no_state(name, intact):
 def test_a_handler_that_returns_the_object_itself(intact):
     cls = new_class()
     bt.msgpack_register_serialization(cls, lambda x: {"me": x}, keep)
-    with pytest.raises(
-        bt.SerializationError, match=f"Cannot save a cycle: the .*{cls.__name__} at path net/me"
-    ):
+    with pytest.raises(bt.SerializationError, match=f"Cannot save a cycle: the .*{cls.__name__} at path net/me"):
         bt.msgpack_save(intact, {"net": cls()})
 
 
 def test_a_restore_function_that_raises():
     cls = new_class()
     bt.msgpack_register_serialization(cls, lambda x: {"a": 1}, lambda target, state, mismatch: 1 / 0)
-    message = f"The handler of {cls.__name__} failed to restore the value at path net/0: ZeroDivisionError: division by zero"
+    message = (
+        f"The handler of {cls.__name__} failed to restore the value at path net/0: ZeroDivisionError: division by zero"
+    )
     target = {"net": [cls()], "s": brainstate.ParamState(jnp.zeros(2))}
     data = bt.msgpack_dumps({"net": [cls()], "s": brainstate.ParamState(jnp.ones(2))})
     error = raises(bt.HandlerError, message, bt.msgpack_loads, data, target)

@@ -101,9 +101,7 @@ def test_defect_05_a_failed_restore_changes_nothing():
 
 
 def test_defect_06_extra_keys_are_a_mismatch():
-    with pytest.raises(
-        bt.MismatchError, match="state dict contains keys {'extra'} which are not present in target"
-    ):
+    with pytest.raises(bt.MismatchError, match="state dict contains keys {'extra'} which are not present in target"):
         load({"net": {"a": 1, "extra": 2}}, {"net": {"a": 0}})
 
 
@@ -180,9 +178,7 @@ def test_defect_10_flipped_bits_in_large_arrays_are_found(mmap, tmp_path):
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_defect_11_typed_keys(impl):
-    both_ways(
-        {"key": jax.random.key(1, impl=impl), "keys": jax.random.split(jax.random.key(1, impl=impl), 3)}
-    )
+    both_ways({"key": jax.random.key(1, impl=impl), "keys": jax.random.split(jax.random.key(1, impl=impl), 3)})
 
 
 def test_defect_11_random_states():
@@ -522,9 +518,7 @@ def slow_disk(monkeypatch):
 def test_defect_29_an_async_save_returns_at_once_and_holds_the_values_of_the_call(slow_disk, tmp_path):
     array = np.zeros(100_000)
     with bt.AsyncManager() as manager:
-        bt.msgpack_save(
-            tmp_path / "x", {"a": array, "s": brainstate.ParamState(jnp.ones(2))}, async_manager=manager
-        )
+        bt.msgpack_save(tmp_path / "x", {"a": array, "s": brainstate.ParamState(jnp.ones(2))}, async_manager=manager)
         assert not (tmp_path / "x").exists()
         array[:] = 9
         slow_disk.set()

@@ -539,9 +539,7 @@ def same_leaves(a, b):
     [
         optax.adam(1e-3),
         optax.chain(optax.clip(1.0), optax.adamw(optax.linear_schedule(1.0, 0.0, 10))),
-        optax.multi_transform(
-            {"w": optax.sgd(0.1, momentum=0.9), "b": optax.adam(0.1)}, {"w": "w", "b": "b"}
-        ),
+        optax.multi_transform({"w": optax.sgd(0.1, momentum=0.9), "b": optax.adam(0.1)}, {"w": "w", "b": "b"}),
         optax.inject_hyperparams(optax.adam)(learning_rate=1e-3),
         optax.apply_if_finite(optax.sgd(0.1), 3),
     ],
@@ -689,9 +687,7 @@ def test_ways_of_reading(parallel, mmap, verify, tmp_path):
 def test_arrays_as_numpy_and_as_jax():
     data = bt.msgpack_dumps({"n": np.arange(3, dtype="i4"), "j": jnp.arange(3), "q": jnp.ones(2) * u.mV})
     as_numpy = bt.msgpack_loads(data, arrays="numpy")
-    assert_same(
-        {"n": np.arange(3, dtype="i4"), "j": np.arange(3, dtype="i4"), "q": np.ones(2, "f4") * u.mV}, as_numpy
-    )
+    assert_same({"n": np.arange(3, dtype="i4"), "j": np.arange(3, dtype="i4"), "q": np.ones(2, "f4") * u.mV}, as_numpy)
     as_jax = bt.msgpack_loads(data, arrays="jax")
     assert_same({"n": jnp.arange(3), "j": jnp.arange(3), "q": jnp.ones(2) * u.mV}, as_jax)
 

@@ -387,9 +387,7 @@ def test_the_whole_message_of_an_unexpected_key_names_partial():
 
 def test_keys_of_another_type_do_not_match():
     for saved, target in (({1: 5}, {2: 0}), ({1: 5}, {"1": 0}), ({"1": 5}, {1.0: 0})):
-        with pytest.raises(
-            MismatchError, match=re.escape(f"contains keys {set(target)!r} which are not present")
-        ):
+        with pytest.raises(MismatchError, match=re.escape(f"contains keys {set(target)!r} which are not present")):
             load({"x": saved}, {"x": target})
 
 
@@ -439,9 +437,7 @@ def test_warn_is_silent_where_all_fits():
 
 @pytest.mark.parametrize("mode", ["ERROR", "raise", None, ""])
 def test_an_unknown_mode(mode):
-    with pytest.raises(
-        ValueError, match="Invalid mismatch mode: .*Must be one of 'error', 'warn', or 'ignore'"
-    ):
+    with pytest.raises(ValueError, match="Invalid mismatch mode: .*Must be one of 'error', 'warn', or 'ignore'"):
         load({"a": 1}, {"a": 0}, mismatch=mode)
 
 
@@ -726,9 +722,9 @@ def test_another_unit_under_warn_and_ignore_keeps_the_physical_value(mode):
         warnings.simplefilter("always")
         back = load(saved, target, mismatch=mode)
     assert_same(saved, back)
-    assert [
-        str(w.message) for w in record if "Unit mismatch: expected ms, got s at path t" in str(w.message)
-    ] == [str(w.message) for w in record]
+    assert [str(w.message) for w in record if "Unit mismatch: expected ms, got s at path t" in str(w.message)] == [
+        str(w.message) for w in record
+    ]
     assert len(record) == (mode == "warn")
 
 
@@ -785,9 +781,7 @@ def test_an_equal_unit_of_another_name_fits():
 
 def test_units_in_a_state():
     state = brainstate.ParamState(jnp.zeros(2) * u.mV)
-    assert (
-        load({"s": brainstate.ParamState(jnp.ones(2) * u.volt)}, {"s": state}, units="convert")["s"] is state
-    )
+    assert load({"s": brainstate.ParamState(jnp.ones(2) * u.volt)}, {"s": state}, units="convert")["s"] is state
     assert_same(jnp.full(2, F4(1000)) * u.mV, state.value)
 
 
@@ -992,9 +986,7 @@ def test_jax_float64_is_an_error_when_x64_is_off_and_comes_back_when_it_is_on():
         assert_same(tree, bt.msgpack_loads(data, jax.tree.map(jnp.zeros_like, tree)))
     with pytest.raises(PrecisionError, match="jax_enable_x64"):
         bt.msgpack_loads(data)
-    assert_same(
-        {key: np.asarray(value) for key, value in tree.items()}, bt.msgpack_loads(data, arrays="numpy")
-    )
+    assert_same({key: np.asarray(value) for key, value in tree.items()}, bt.msgpack_loads(data, arrays="numpy"))
     target = {"c": jnp.zeros(3, "complex64"), "n": jnp.zeros(3, "int32"), "w": jnp.zeros(3)}
     expected = {"c": jnp.ones(3, "complex64"), "n": jnp.ones(3, "int32"), "w": jnp.ones(3)}
     assert_same(expected, bt.msgpack_loads(data, target))
@@ -1120,9 +1112,7 @@ def test_a_state_that_refuses_its_value_changes_no_other_state():
 
 def test_warn_updates_the_states_that_fit():
     target = {"a": brainstate.ParamState(jnp.zeros(2)), "b": brainstate.ParamState(jnp.zeros(3))}
-    with pytest.warns(
-        UserWarning, match="shape mismatch: expected float32\\[3\\], got float32\\[2\\] at path b"
-    ):
+    with pytest.warns(UserWarning, match="shape mismatch: expected float32\\[3\\], got float32\\[2\\] at path b"):
         load(
             {"a": brainstate.ParamState(jnp.ones(2)), "b": brainstate.ParamState(jnp.ones(2))},
             target,
@@ -1149,9 +1139,7 @@ _NUMBERS = itertools.count()
 @pytest.fixture
 def fresh_class():
     """A class that nobody registered yet."""
-    return type(
-        f"Fresh{next(_NUMBERS)}", (), {"__init__": lambda self, **fields: self.__dict__.update(fields)}
-    )
+    return type(f"Fresh{next(_NUMBERS)}", (), {"__init__": lambda self, **fields: self.__dict__.update(fields)})
 
 
 # --- handlers and @serializable with a target ---------------------------------------------------------------

@@ -307,9 +307,7 @@ class _Comparison:
 
     def elements(self, a: np.ndarray, b: np.ndarray, path: tuple[Any, ...]) -> None:
         same = a.dtype == b.dtype and repr(a.dtype) == repr(b.dtype)
-        self.check(
-            same and a.dtype.isalignedstruct == b.dtype.isalignedstruct, "dtype", path, a.dtype, b.dtype
-        )
+        self.check(same and a.dtype.isalignedstruct == b.dtype.isalignedstruct, "dtype", path, a.dtype, b.dtype)
         self.check(a.shape == b.shape, "shape", path, a.shape, b.shape)
         self.check(same_bits(a, b), "value", path, a, b)
 
@@ -322,9 +320,7 @@ class _Comparison:
         self.elements(*fills, path)
         self.check(a.hardmask == b.hardmask, "hardmask", path, a.hardmask, b.hardmask)
 
-    def compare_generator(
-        self, a: np.random.Generator, b: np.random.Generator, path: tuple[Any, ...]
-    ) -> None:
+    def compare_generator(self, a: np.random.Generator, b: np.random.Generator, path: tuple[Any, ...]) -> None:
         kinds = [type(x.bit_generator) for x in (a, b)]
         self.check(kinds[0] is kinds[1], "bit generator", path, *kinds)
         states = [x.bit_generator.state for x in (a, b)]
@@ -420,8 +416,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     if a.dtype.char in "gG":
         parts = [(a.real, b.real), (a.imag, b.imag)] if a.dtype.char == "G" else [(a, b)]
         return all(
-            np.array_equal(x, y, equal_nan=True) and np.array_equal(np.signbit(x), np.signbit(y))
-            for x, y in parts
+            np.array_equal(x, y, equal_nan=True) and np.array_equal(np.signbit(x), np.signbit(y)) for x, y in parts
         )
     return a.tobytes() == b.tobytes()
 
@@ -769,9 +764,7 @@ def library_values() -> st.SearchStrategy[Any]:
     step = st.none() | st.integers(-3, 3).filter(bool)
     return st.one_of(
         when,
-        st.sampled_from(
-            [datetime.datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin"))]
-        ),
+        st.sampled_from([datetime.datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin"))]),
         st.dates(),
         st.times().flatmap(lambda x: ZONES.map(lambda z: x.replace(tzinfo=z))),
         st.timedeltas(),
@@ -818,9 +811,7 @@ def hashable_values() -> st.SearchStrategy[Any]:
         st.uuids(),
         st.sampled_from([np.int64(3), np.float32(0.1), np.str_("np"), *PATHS]),
     )
-    return st.recursive(
-        parts, lambda x: st.tuples(x) | st.tuples(x, x) | st.frozensets(x, max_size=2), max_leaves=3
-    )
+    return st.recursive(parts, lambda x: st.tuples(x) | st.tuples(x, x) | st.frozensets(x, max_size=2), max_leaves=3)
 
 
 def leaves(*, with_jax: bool, with_units: bool, legacy: bool, template_free: bool) -> st.SearchStrategy[Any]:
@@ -884,9 +875,7 @@ STATE_CLASSES = [
 ]
 
 
-def _containers(
-    children: Any, *, with_jax: bool, legacy: bool, template_free: bool
-) -> st.SearchStrategy[Any]:
+def _containers(children: Any, *, with_jax: bool, legacy: bool, template_free: bool) -> st.SearchStrategy[Any]:
     some = st.lists(children, max_size=3)
     keys = st.sampled_from(WORDS) | st.text(max_size=3) | st.integers(-2, 9)
     named = st.dictionaries(keys, children, max_size=3).filter(lambda x: len(set(map(str, x))) == len(x))
@@ -934,11 +923,7 @@ def states(*, legacy: bool, template_free: bool) -> st.SearchStrategy[Any]:
     path = st.lists(st.sampled_from(["net", "w", 0, "a/b"]), min_size=1, max_size=3).map(tuple)
     whole = st.dictionaries(path, state, max_size=3).filter(_prefix_free)
     flat = whole.map(brainstate.util.FlattedDict)
-    return (
-        state
-        | flat
-        | flat.map(lambda x: x.to_nest()).filter(lambda x: isinstance(x, brainstate.util.NestedDict))
-    )
+    return state | flat | flat.map(lambda x: x.to_nest()).filter(lambda x: isinstance(x, brainstate.util.NestedDict))
 
 
 def _prefix_free(paths: dict[tuple[Any, ...], Any]) -> bool:

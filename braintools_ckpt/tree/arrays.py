@@ -194,7 +194,7 @@ class MaskedArrayHandler(Handler):
         """Put data and mask together."""
         parts = decoder.fields(state)
         mask = np.ma.nomask if parts["mask"] is None else parts["mask"]
-        array = np.ma.MaskedArray(parts["data"], mask=mask, hard_mask=attributes["hard"])
+        array: Any = np.ma.MaskedArray(parts["data"], mask=mask, hard_mask=attributes["hard"])
         if parts["fill_value"] is not None:
             array._fill_value = parts["fill_value"]  # the setter would cast it, which can overflow
         return array
@@ -213,7 +213,7 @@ class MaskedArrayHandler(Handler):
 
         def build() -> Any:
             loaded = whole()
-            result = np.ma.MaskedArray(data(), mask=loaded.mask, hard_mask=loaded.hardmask)
+            result: Any = np.ma.MaskedArray(data(), mask=loaded.mask, hard_mask=loaded.hardmask)
             if loaded._fill_value is not None:
                 result._fill_value = loaded._fill_value
             return result
