@@ -14,7 +14,7 @@ from ..errors import LinkedPath, SerializationError, format_array
 from ..tree.containers import as_items, container_mismatch, node_parts, plan_fields
 from ..tree.decode import Decoder
 from ..tree.encode import Encoder, Trouble
-from ..tree.merge import Build, Merger, Want
+from ..tree.merge import Build, Merger, Want, plain_want
 from ..tree.registry import Handler, Registry
 
 
@@ -61,8 +61,9 @@ class JaxArrayHandler(Handler):
         if not isinstance(target.dtype, np.dtype):
             return plan_key(target, value, path, merger)
         kind = "jax_weak" if target.weak_type else "jax"
-        sharding = None if target.is_deleted() or not target.committed else target.sharding
-        return merger.plan_array(target, Want(kind, target.dtype, target.shape, sharding), value, path)
+        if target.is_deleted() or not target.committed:
+            return merger.plan_array(target, plain_want(kind, target.dtype, target.shape), value, path)
+        return merger.plan_array(target, Want(kind, target.dtype, target.shape, target.sharding), value, path)
 
 
 class StructHandler(Handler):

@@ -16,12 +16,13 @@ import msgpack
 import numpy as np
 import xxhash
 
-from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, REF, ArraySpec, Document, Value
+from ..document import ArraySpec, Document, Value
 from ..dtypes import parse, storage_dtype
 from ..errors import CorruptCheckpointError, UnsupportedVersionError
 from ..storage.sources import Source
 from ..walking import walking
 from . import layout
+from .structure import check_structure
 
 Array = np.ndarray[Any, Any]
 _KINDS = ("numpy", "jax", "jax_weak")
@@ -81,6 +82,11 @@ def read(source: Source, *, verify: bool = True, mmap: bool = False, parallel: b
     UnsupportedVersionError
         If a newer version of the library wrote it.
     """
+    with walking():
+        return _read_document(source, verify, mmap, parallel)
+
+
+def _read_document(source: Source, verify: bool, mmap: bool, parallel: bool) -> Document:
     index = _read_index(source)
     try:
         arrays = StoredArrays(source, index["arrays"], _index_span(source)[0], verify, mmap, parallel)
@@ -451,73 +457,3 @@ def _column(data: Any, dtype: str) -> Array:
     if type(data) is not bytes:
         raise TypeError("a column of the array table is not bytes")
     return np.frombuffer(data, dtype)
-
-
-# The structure.
-
-
-def check_structure(document: Document, name: str) -> None:
-    """Check that a structure keeps to the grammar, once, so that nobody after this has to.
-
-    Raises
-    ------
-    CorruptCheckpointError
-        If it does not.
-    """
-    arrays = len(document.arrays.specs)
-    try:
-        with walking():
-            _check_tables(document, arrays)
-    except (ValueError, IndexError, RecursionError) as error:
-        raise CorruptCheckpointError(
-            f"Corrupt checkpoint {name}: its structure is malformed ({error}). It was not written by braintools_ckpt, "
-            "or damaged on purpose."
-        ) from error
-
-
-def _check_tables(document: Document, arrays: int) -> None:
-    if type(document.shared) is not list or type(document.metadata) is not dict:
-        raise ValueError("shared is not a list, or metadata not a map")
-    for index, value in enumerate(document.shared):
-        _check_value(value, arrays, index)
-    _check_value(document.structure, arrays, len(document.shared))
-    _check_value(document.metadata, 0, 0)
-
-
-def _check_value(value: Value, arrays: int, shared: int) -> None:
-    if type(value) is dict:
-        for item in value.values():
-            if type(item) is list or type(item) is dict:
-                _check_value(item, arrays, shared)
-    elif type(value) is list:
-        kind = value[0]
-        if type(kind) is not int:
-            raise ValueError("a node without a kind")
-        if kind == ARRAY:
-            if len(value) != 2 or type(value[1]) is not int or not 0 <= value[1] < arrays:
-                raise ValueError("a reference to an array that does not exist")
-        elif kind == REF:
-            # Only to what comes before: so there are no cycles.
-            if len(value) != 2 or type(value[1]) is not int or not 0 <= value[1] < shared:
-                raise ValueError("a reference to a shared value that does not come before it")
-        elif kind in (NODE, LEAF):
-            _check_node(value)
-            _check_items(value, 2, arrays, shared)
-        elif kind == LIST or (kind == ITEMS and len(value) % 2):
-            _check_items(value, 1, arrays, shared)
-        else:
-            raise ValueError(f"a node of the kind {kind}")
-
-
-def _check_items(value: list[Value], start: int, arrays: int, shared: int) -> None:
-    for index in range(start, len(value)):
-        item = value[index]
-        if type(item) is list or type(item) is dict:
-            _check_value(item, arrays, shared)
-
-
-def _check_node(value: list[Value]) -> None:
-    if len(value) not in (3, 4) or type(value[1]) is not str:
-        raise ValueError("an object without tag and state")
-    if len(value) == 4 and type(value[3]) is not dict:
-        raise ValueError("an object whose attributes are not a map")

@@ -61,7 +61,7 @@ class _Writer:
         """Write large arrays as they come, and gather small ones; a pack is written when it is full."""
         self._offsets = [0] * len(arrays.specs)
         pack: list[bytes] = []
-        members: list[tuple[int, int]] = []
+        members: list[int] = []
         size = 0
         for index, spec in enumerate(arrays.specs):
             how = self._specs.get(id(spec))
@@ -76,7 +76,8 @@ class _Writer:
             if padding:
                 pack.append(bytes(padding))
                 size += padding
-            members.append((index, size))
+            members.append(index)
+            self._offsets[index] = size
             pack.append(data)
             size += len(data)
             if size >= layout.PACK_SIZE:
@@ -85,10 +86,9 @@ class _Writer:
         if members:
             self._write_pack(pack, members)
 
-    def _write_pack(self, pack: list[bytes], members: list[tuple[int, int]]) -> None:
-        start = self._total
-        for index, offset in members:
-            self._offsets[index] = start + offset
+    def _write_pack(self, pack: list[bytes], members: list[int]) -> None:
+        for index in members:
+            self._offsets[index] += self._total
         data = b"".join(pack)
         if data:
             self._begin_blob(len(data))

@@ -11,7 +11,7 @@ from ..dtypes import describe, parse, storage_dtype
 from ..errors import LinkedPath, SerializationError
 from .decode import Decoder
 from .encode import Encoder, Trouble
-from .merge import Build, Merger, Want, constant
+from .merge import Build, Merger, Want, constant, plain_want
 from .registry import Handler, Registry
 
 Array = np.ndarray[Any, Any]
@@ -45,7 +45,9 @@ class ArrayHandler(Handler):
         """Ask for an array of the target's shape and dtype."""
         if type(value) is list and value[0] == LEAF and value[1] in ("numpy.strings", "numpy.subclass"):
             return _plan_special(target, value, path, merger)
-        return merger.plan_array(target, Want("numpy", target.dtype, target.shape), value, path)
+        dtype = target.dtype
+        want = plain_want("numpy", dtype, target.shape) if dtype.kind in "fiubc" else Want("numpy", dtype, target.shape)
+        return merger.plan_array(target, want, value, path)
 
 
 def _plan_special(target: Array, value: Value, path: LinkedPath, merger: Merger) -> Build:
@@ -186,7 +188,7 @@ class MaskedArrayHandler(Handler):
         state = {
             "data": encoder.encode(np.asarray(array.data)),
             "mask": None if array.mask is np.ma.nomask else encoder.encode(np.asarray(array.mask)),
-            "fill_value": None if array._fill_value is None else encoder.encode(np.asarray(array._fill_value)),
+            "fill_value": encoder.encode(_own_fill_value(array)),
         }
         return encoder.leaf(self.tag, state, hard=bool(array.hardmask))
 
@@ -219,6 +221,14 @@ class MaskedArrayHandler(Handler):
             return result
 
         return build
+
+
+def _own_fill_value(array: Any) -> Array | None:
+    # An array gets the default of its dtype when it is printed: that is the same as having none.
+    if array._fill_value is None:
+        return None
+    own, default = np.asarray(array._fill_value), np.asarray(np.ma.MaskedArray(np.empty(0, array.dtype)).fill_value)
+    return None if own.dtype == default.dtype and own.tobytes() == default.tobytes() else own
 
 
 _BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")

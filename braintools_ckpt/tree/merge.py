@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -62,14 +62,15 @@ class Want(NamedTuple):
         return self.number.__name__ if self.kind == "python" else format_array(self.dtype, self.shape)
 
 
-class Request(NamedTuple):
-    """One array that the plan needs: from where, as what, and what stays if its values do not fit."""
+@lru_cache(maxsize=4096)
+def plain_want(kind: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Want:
+    """Give the want of an array without a sharding; those of a kind are one object."""
+    return Want(kind, dtype, shape)
 
-    source: int | Array
-    want: Want
-    path: LinkedPath
-    keep: Any
-    ratio: float
+
+#: One array that the plan needs: from where, as what, where it belongs, what stays if its values do not fit, and what
+#: they are multiplied by. A plain tuple, since there may be a million.
+Request: TypeAlias = tuple[int | Array, Want, LinkedPath, Any, float]
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ class Merger:
         self.transaction = Transaction()
         self._requests: list[Request] = []
         self._results: list[Any] = []
-        self._slots: dict[tuple[int, int], Build] = {}
-        self._plans: dict[tuple[int, int], Build] = {}
+        self._slots: dict[int, tuple[Any, Build, float]] = {}
+        self._plans: dict[tuple[int, int], tuple[Any, Build]] = {}
         self._whole_indices: set[int] = set()
         self._objects: dict[int, Any] = {}
         self._parts: list[Merger] = []
@@ -130,8 +131,9 @@ class Merger:
     def _plan_shared(self, target: Any, index: int, path: LinkedPath, plan: Callable[..., Build]) -> Build:
         key = (index, id(target))
         if key not in self._plans:
-            self._plans[key] = once(plan(target, self.document.resolve(self.document.shared[index]), path, self))
-        return self._plans[key]
+            value = self.document.resolve(self.document.shared[index])
+            self._plans[key] = (target, once(plan(target, value, path, self)))  # the target is kept, so its id stays
+        return self._plans[key][1]
 
     def plan_array(self, target: Any, want: Want, value: Value, path: LinkedPath) -> Build:
         """Check an array, or a number where the target is one, and ask for it."""
@@ -151,10 +153,11 @@ class Merger:
 
     def _request_array(self, index: int, target: Any, want: Want, path: LinkedPath) -> Build:
         # A target that stands in two places, and an array that stood in them too, are one object again.
-        key = (index, id(target))
-        slot = self._slots.get(key)
-        if slot is None:
-            slot = self._slots[key] = self._request(index, target, want, path)
+        known = self._slots.get(index)
+        if known is not None and known[0] is target and known[2] == self.ratio:
+            return known[1]
+        slot = self._request(index, target, want, path)
+        self._slots[index] = (target, slot, self.ratio)
         return slot
 
     def _request_number(self, number: Any, target: Any, want: Want, path: LinkedPath) -> Build:
@@ -167,7 +170,7 @@ class Merger:
         return self._request(array, target, want, path)
 
     def _request(self, source: int | Array, target: Any, want: Want, path: LinkedPath) -> Build:
-        self._requests.append(Request(source, want, path, target, self.ratio))
+        self._requests.append((source, want, path, target, self.ratio))
         return partial(self._results.__getitem__, len(self._requests) - 1)
 
     def plan_number(self, target: Any, value: Value, path: LinkedPath) -> Build:
@@ -277,9 +280,10 @@ class Merger:
     def execute(self) -> None:
         """Read all arrays that the plan asks for, in file order, and convert them."""
         self._read_whole()
-        indices = sorted({r.source for r in self._requests if type(r.source) is int})
+        sources = [request[0] for request in self._requests if type(request[0]) is int]
+        indices = sorted(set(sources))
         host = dict(zip(indices, self.document.arrays.read(indices), strict=True))
-        uses = Counter(r.source for r in self._requests if type(r.source) is int)
+        uses = Counter(sources)
         for request in self._requests:
             self._results.append(self._convert(request, host, uses))
         self._place()
@@ -287,34 +291,37 @@ class Merger:
             part.execute()
 
     def _convert(self, request: Request, host: dict[int, Array], uses: Counter[int]) -> Any:
-        want = request.want
-        if isinstance(request.source, int):
-            uses[request.source] -= 1
-            last = uses[request.source] == 0
-            array = host.pop(request.source) if last else np.array(host[request.source])
+        source, want, path, keep, ratio = request
+        if type(source) is int:
+            uses[source] -= 1
+            array = host[source] if uses[source] else host.pop(source)
+            if uses[source]:
+                array = np.array(array)
         else:
-            array = request.source
+            array = np.asarray(source)
+        if ratio == 1.0 and want.kind == "numpy" and array.dtype == want.dtype:
+            return array
         try:
             if want.kind == "python":
-                number = array[()] if request.ratio == 1.0 else scale(array, request.ratio, _number_dtype(want))[()]
+                number = array[()] if ratio == 1.0 else scale(array, ratio, _number_dtype(want))[()]
                 return fit_number(number, want.number)
-            if request.ratio != 1.0:
-                array = scale(array, request.ratio, want.dtype)
+            if ratio != 1.0:
+                array = scale(array, ratio, want.dtype)
             array = cast(array, want.dtype)
         except Misfit:
             found = format_array(array.dtype, array.shape) + " with values that do not survive the cast"
-            self.mismatch("dtype", None, request.path, "Array dtype mismatch", str(want), found)
-            return request.keep
+            self.mismatch("dtype", None, path, "Array dtype mismatch", str(want), found)
+            return keep
         return array[()] if want.kind == "scalar" else array
 
     def _place(self) -> None:
         """Move what has to become jax arrays to its devices, all at once."""
-        waiting = [i for i, r in enumerate(self._requests) if r.want.kind.startswith("jax")]
-        waiting = [i for i in waiting if self._results[i] is not self._requests[i].keep]
+        waiting = [i for i, (_, want, *_) in enumerate(self._requests) if want.kind in ("jax", "jax_weak")]
+        waiting = [i for i in waiting if self._results[i] is not self._requests[i][3]]
         if not waiting:
             return
-        wants = [self._requests[i].want for i in waiting]
-        placed = self.place([self._results[i] for i in waiting], wants, lambda i: self._requests[waiting[i]].path)
+        wants = [self._requests[i][1] for i in waiting]
+        placed = self.place([self._results[i] for i in waiting], wants, lambda i: self._requests[waiting[i]][2])
         for i, array in zip(waiting, placed, strict=True):
             self._results[i] = array
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from ..document import Value
 from ..errors import LinkedPath
+from .classes import lost_class
 from .containers import as_items, container_mismatch, node_parts, plan_fields
 from .decode import Decoder
 from .encode import Encoder
 from .merge import Build, Merger
-from .objects import lost_class
 from .registry import Handler, Registry
 from .scalars import class_name
 
