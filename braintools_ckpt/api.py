@@ -228,9 +228,10 @@ def msgpack_load(
         print(f"Loading checkpoint from {filename}")
     with open_source(filename) as source:
         _check_size(source, max_size)
-        with _progress(progress, "loading", source.size) as on_bytes:
-            document = open_document(_counting(source, on_bytes), verify=verify, mmap=mmap, parallel=parallel)
-            return load_document(document, target, options, rename=rename, raw=raw)
+        with _progress(progress, "loading", source.size) as on_bytes, walking():
+            return _load(
+                _counting(source, on_bytes), target, options, rename, raw, verify=verify, mmap=mmap, parallel=parallel
+            )
 
 
 def msgpack_dumps(target: Any, *, metadata: Mapping[str, Any] | None = None, format: Format = "v1") -> bytes:
@@ -315,8 +316,8 @@ def msgpack_loads(
         raise TypeError(f"data must be bytes-like, got {type(data).__name__}. To load a file, use msgpack_load.")
     with BufferSource(data) as source:
         _check_size(source, max_size)
-        document = open_document(source, verify=verify, parallel=parallel)
-        return load_document(document, target, options, rename=rename, raw=raw)
+        with walking():
+            return _load(source, target, options, rename, raw, verify=verify, parallel=parallel)
 
 
 def msgpack_to_state_dict(target: Any) -> Any:
@@ -386,6 +387,11 @@ def msgpack_from_state_dict(target: Any, state: Any, name: str = ".", mismatch: 
 
 
 # How documents are opened and loaded; open_checkpoint uses these too.
+
+
+def _load(source: Source, target: Any | None, options: Options, rename: Rename | None, raw: bool, **how: bool) -> Any:
+    # A function of its own, so that the document is gone when the caller lets the garbage collector in again.
+    return load_document(open_document(source, **how), target, options, rename=rename, raw=raw)
 
 
 def open_document(source: Source, *, verify: bool = True, mmap: bool = False, parallel: bool = True) -> Document:

@@ -556,13 +556,15 @@ def test_defect_30_max_size_is_the_largest_size(tmp_path):
 
 def test_defect_31_reading_in_parallel_is_not_slower(tmp_path):
     path = bt.msgpack_save(tmp_path / "x", {i: np.zeros(2**20) for i in range(8)}, durable=False)
-    times: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(5):
-        for parallel in times:
+    best = {True: float("inf"), False: float("inf")}
+    for _ in range(30):  # what else runs on the machine disturbs some rounds, but not the best ones of both
+        for parallel in best:
             start = time.perf_counter()
             bt.msgpack_load(path, parallel=parallel)
-            times[parallel].append(time.perf_counter() - start)
-    assert min(times[True]) < 2 * min(times[False])
+            best[parallel] = min(best[parallel], time.perf_counter() - start)
+        if best[True] < 1.25 * best[False]:
+            return
+    raise AssertionError(f"parallel {best[True]:.3f} s, sequential {best[False]:.3f} s")
 
 
 def test_defect_32_a_symlink_is_written_through(tmp_path):

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from trees import (
     Color,
     Dict,
+    Int,
     Layer,
     List,
     Pair,
@@ -429,6 +430,12 @@ def test_warnings_point_at_the_caller(way, tmp_path):
     with pytest.warns(UserWarning, match="Leaf mismatch") as record:
         WAYS[way](tmp_path / "x")
     assert record[0].filename == __file__
+
+
+@pytest.mark.parametrize("target", [False, "text", None, 3, 1.5, [1], {"a": 1}, np.zeros(2)], ids=repr)
+def test_with_a_target_no_warning_asks_for_one(target):
+    for value in (Int(5), Str("a"), List([1]), Color.RED, Layer(1), jax.tree_util.Partial(max, 1)):
+        load([value], [target], mismatch="ignore")
 
 
 def test_warn_is_silent_where_all_fits():

@@ -103,6 +103,8 @@ class Merger:
         self.transaction = Transaction()
         self._requests: list[Request] = []
         self._results: list[Any] = []
+        self._host: dict[int, Array] = {}
+        self._direct: list[int] = []  # arrays that are results as they are read
         self._slots: dict[int, tuple[Any, Build, float]] = {}
         self._plans: dict[tuple[int, int], tuple[Any, Build]] = {}
         self._whole_indices: set[int] = set()
@@ -156,7 +158,12 @@ class Merger:
         known = self._slots.get(index)
         if known is not None and known[0] is target and known[2] == self.ratio:
             return known[1]
-        slot = self._request(index, target, want, path)
+        slot: Build
+        if known is None and want.kind == "numpy" and self.ratio == 1.0 and self.specs[index].dtype == want.dtype:
+            self._direct.append(index)
+            slot = partial(self._host.__getitem__, index)
+        else:
+            slot = self._request(index, target, want, path)
         self._slots[index] = (target, slot, self.ratio)
         return slot
 
@@ -198,7 +205,8 @@ class Merger:
         if type(value) in (int, float, bool):
             return value
         if type(value) is list and value[0] == LEAF and value[1] in ("int", "complex", "numpy.scalar"):
-            number = self.decode_now(value)
+            # A class that a number was of does not matter: the target has its own.
+            number = self.decode_now(value if value[1] == "numpy.scalar" else value[:3])
             return number if isinstance(number, (int, complex, np.generic)) else None
         return None
 
@@ -281,26 +289,26 @@ class Merger:
         """Read all arrays that the plan asks for, in file order, and convert them."""
         self._read_whole()
         sources = [request[0] for request in self._requests if type(request[0]) is int]
-        indices = sorted(set(sources))
-        host = dict(zip(indices, self.document.arrays.read(indices), strict=True))
+        indices = sorted({*sources, *self._direct})
+        self._host.update(zip(indices, self.document.arrays.read(indices), strict=True))
         uses = Counter(sources)
+        uses.update(self._direct)
         for request in self._requests:
-            self._results.append(self._convert(request, host, uses))
+            self._results.append(self._convert(request, uses))
         self._place()
         for part in self._parts:
             part.execute()
 
-    def _convert(self, request: Request, host: dict[int, Array], uses: Counter[int]) -> Any:
+    def _own(self, source: int | Array, uses: Counter[int]) -> Array:
+        """Give a host array that is nobody else's: the last one to ask needs no copy."""
+        if type(source) is not int:
+            return np.asarray(source)
+        uses[source] -= 1
+        return np.array(self._host[source]) if uses[source] else self._host.pop(source)
+
+    def _convert(self, request: Request, uses: Counter[int]) -> Any:
         source, want, path, keep, ratio = request
-        if type(source) is int:
-            uses[source] -= 1
-            array = host[source] if uses[source] else host.pop(source)
-            if uses[source]:
-                array = np.array(array)
-        else:
-            array = np.asarray(source)
-        if ratio == 1.0 and want.kind == "numpy" and array.dtype == want.dtype:
-            return array
+        array = self._own(source, uses)
         try:
             if want.kind == "python":
                 number = array[()] if ratio == 1.0 else scale(array, ratio, _number_dtype(want))[()]
@@ -394,8 +402,16 @@ def merge(document: Document, target: Any, registry: Registry, options: Options,
     MismatchError
         If something does not fit and ``options.mismatch`` is ``"error"``; all of it in one exception.
     """
-    merger = Merger(document, registry, options)
-    with walking(), transaction() as current:
+    report = MismatchReport(options.mismatch)
+    with walking():
+        # Within, so that the plan is gone before the garbage collector, which would go over it, is back.
+        result = _merge(Merger(document, registry, options, report), target, path)
+    report.warn()
+    return result
+
+
+def _merge(merger: Merger, target: Any, path: LinkedPath) -> Any:
+    with transaction() as current:
         merger.transaction = current
         try:
             build = merger.plan_all(target, path)
@@ -406,7 +422,6 @@ def merge(document: Document, target: Any, registry: Registry, options: Options,
         except Trouble as trouble:
             raise trouble.resolve(merger.whole_path(path)) from trouble.__cause__
         merger.report.raise_errors()
-    merger.report.warn()
     return result
 
 
