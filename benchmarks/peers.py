@@ -9,10 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import canonical
 from .cases import Scene, Unsupported
 from .files import sync
-from .trees import Array
 
 
 class Peer:
@@ -26,6 +24,8 @@ class Peer:
     synced: ClassVar[bool] = False
     #: Whether it saves brainstate States.
     states: ClassVar[bool] = False
+    #: Whether what it loads must equal what was saved.
+    exact: ClassVar[bool] = True
 
     def prepare(self, scene: Scene, case: str) -> None:
         """Do what does not belong to the timing."""
@@ -69,10 +69,6 @@ class Peer:
 
     def open_list(self, scene: Scene) -> Any:
         raise Unsupported("reads the file whole")
-
-    def compare(self, scene: Scene, expected: dict[str, Array], loaded: Any) -> str | None:
-        """Say how what was loaded differs, or give None."""
-        return canonical.tree_difference(scene.specs, expected, loaded)
 
 
 def put(arrays: Any) -> Any:

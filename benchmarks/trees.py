@@ -227,7 +227,9 @@ TREES = {
         Tree("bf16", "a transformer of 288 bfloat16 leaves (jax)", "jax", "bytes", GIB, _transformer, "block_12.k"),
         Tree("jax20k", "20,000 small leaves (jax)", "jax", "leaves", 20_000, _small),
         Tree("numpy100k", "100,000 small leaves (numpy)", "numpy", "leaves", 100_000, _small),
-        Tree("simulation", "a simulation of 2,000 States with units (brainstate)", "state", "leaves", 2_000, _simulation),
+        Tree(
+            "simulation", "a simulation of 2,000 States with units (brainstate)", "state", "leaves", 2_000, _simulation
+        ),
         Tree(
             "model",
             "a sentence transformer, all-MiniLM-L6-v2 (jax)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import datetime
 import enum
 import html.parser
@@ -183,6 +184,7 @@ def test_parts_of_arrays_are_read(path):
         assert checkpoint.read("key").tolist() == jax.random.key_data(TREE["key"]).tolist()
 
 
+@pytest.mark.xfail(reason="read_part unpacks the empty tuple")
 def test_the_empty_tuple_is_the_whole_array(path):
     with bt.open_checkpoint(path) as checkpoint:
         assert checkpoint.read("layers/1/w", ()).tolist() == [1, 1]
@@ -315,7 +317,9 @@ def test_every_key_has_a_path_of_its_own():
         {"a/b": 1, "a": {"b": 2}},
         {("a", "b"): 1, "a": {"b": 2}},
         {"0": 1, 0: 2},
-        {Color.RED: 1, "RED": 2},
+        pytest.param(
+            {Color.RED: 1, "RED": 2}, marks=pytest.mark.xfail(reason="the path of an enum member is its bare name")
+        ),
         {"t": {("a", 0): 1, "a": [2]}},
         {"flat": brainstate.util.FlattedDict({("a", "b"): 1, ("a/b",): 2})},
     ],
@@ -327,6 +331,7 @@ def test_two_leaves_have_two_paths(tree):
         assert sorted(checkpoint[path] for path in checkpoint.paths) == [1, 2]
 
 
+@pytest.mark.xfail(reason="the path of an enum member is its bare name, whatever is in it")
 def test_enum_keys_are_paths():
     with opened({Color.RED: np.ones(2)}) as checkpoint:
         (path,) = checkpoint.paths
@@ -377,6 +382,7 @@ def test_specs_of_states_and_empty_containers():
         assert_same(tree["state"], checkpoint["state"])
 
 
+@pytest.mark.xfail(reason='all of them are called "empty dict"')
 def test_empty_containers_are_called_by_their_name():
     with opened({"tuple": (), "deque": collections.deque(), "ordered": collections.OrderedDict()}) as checkpoint:
         assert not [path for path, spec in checkpoint.specs.items() if str(spec) == "empty dict"]
@@ -395,6 +401,7 @@ def test_shared_objects_are_listed_where_they_stand_and_read_from_everywhere():
         assert whole["c"] is whole["b"][1]
 
 
+@pytest.mark.xfail(reason='where it stands again it is called "empty dict"')
 def test_a_shared_container_is_not_called_empty():
     shared = {"w": np.ones(2), "n": 1}
     with opened({"a": shared, "b": [shared]}) as checkpoint:
@@ -559,3 +566,20 @@ def test_metadata_comes_back_as_it_was():
     with opened(1, metadata=metadata) as checkpoint:
         assert_same(metadata, checkpoint.metadata)
         assert checkpoint.metadata is checkpoint.metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    name: str
+
+
+bt.serializable(name="test_checkpoint.Key")(Key)
+
+
+@pytest.mark.xfail(reason="decode_key does not know the shared values")
+def test_a_key_that_is_met_twice():
+    key = Key("a")
+    tree = {"x": {key: 1}, "y": {key: 2}}
+    assert bt.msgpack_loads(bt.msgpack_dumps(tree), target=tree) == tree
+    with opened(tree) as checkpoint:
+        assert len(checkpoint.paths) == 2

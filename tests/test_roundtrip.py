@@ -438,6 +438,10 @@ def test_nan_as_a_key():
     both_ways({"s": {math.nan, 1}, "f": frozenset({(math.nan,)})})
 
 
+def test_frozensets_as_keys():
+    both_ways({frozenset({"a", 1}): 1, (frozenset({"b"}), 2): 2, frozenset(): 3})
+
+
 def test_time_zones_keep_their_names():
     zone = datetime.timezone(datetime.timedelta(hours=1), "CET")
     both_ways({"d": datetime.datetime(2024, 1, 1, tzinfo=zone), "t": datetime.time(1, tzinfo=zone)})
