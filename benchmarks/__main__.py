@@ -81,7 +81,8 @@ def _suite(options: argparse.Namespace) -> None:
 
     default = [name for name, case in CASES.items() if case.default]
     added = [name[1:] for name in options.cases if name.startswith("+")]
-    cases = [*default, *added] if added else options.cases
+    named = [name for name in options.cases if not name.startswith("+")]
+    cases = [*(named or default), *added]
     settings = Settings(
         usable(options.peers, list(PEERS), "peers"),
         usable(cases, list(CASES), "cases"),

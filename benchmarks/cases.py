@@ -34,10 +34,9 @@ class Scene:
     ready: Any = None
     marks: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def leaf(self) -> str:
-        """The name of the leaf that is read alone."""
-        return self.tree.pick(self.specs)
+    def __post_init__(self) -> None:
+        #: The name of the leaf that is read alone.
+        self.leaf = self.tree.pick(self.specs)
 
 
 Action = Callable[["Peer", Scene], Any]
@@ -86,7 +85,7 @@ def _load_jax(peer: Peer, scene: Scene) -> Any:
     import jax
 
     loaded = peer.load_jax(scene)
-    if scene.tree.kind == "state":
+    if scene.tree.kind == "state" and peer.exact:
         jax.block_until_ready({name: state.value for name, state in loaded.items()})
         return loaded
     return jax.block_until_ready(loaded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,11 +28,13 @@ class Limit(Peer):
     exact = False
 
     def prepare(self, scene: Scene, case: str) -> None:
-        """Lay the bytes out, or for loads of many small jax leaves read them."""
+        """Lay the bytes out, or for loads of many small jax leaves read them: none of it belongs to the limit."""
+        self._places = _places(scene.specs)
+        self._small = sum(place.nbytes for place in self._places.values()) < _SMALL * len(self._places)
+        self._puts = self._small and scene.tree.kind != "numpy" and case in ("load_jax", "load_free")
         if scene.live is not None and case.startswith("save"):
-            arrays = [_host(leaf) for leaf in scene.live.values()]
-            scene.ready = _buffers(arrays, many=_is_small(scene.specs))
-        elif case in ("load_jax", "load_free") and _puts(scene):
+            scene.ready = _buffers([_host(leaf) for leaf in scene.live.values()], many=self._small)
+        elif self._puts:
             scene.ready = list(scene.tree.host(scene.specs).values())
 
     def write(self, scene: Scene) -> None:
@@ -59,7 +61,11 @@ class Limit(Peer):
 
     def load_jax(self, scene: Scene) -> Any:
         """Read, or with many small leaves: put them on the device."""
-        return self._put(scene) if _puts(scene) else self.load_numpy(scene)
+        if not self._puts:
+            return self.load_numpy(scene)
+        import jax
+
+        return jax.block_until_ready(jax.device_put(scene.ready))
 
     def load_free(self, scene: Scene) -> Any:
         """Do the same as for a jax template."""
@@ -69,17 +75,9 @@ class Limit(Peer):
         """Read with one thread into fresh memory: a buffer a large leaf, or one for many small leaves."""
         fd = os.open(scene.path, os.O_RDONLY)
         try:
-            if _is_small(scene.specs):
-                whole = np.empty(os.fstat(fd).st_size, np.uint8)
-                read_all(fd, whole.data)
-                return [whole]
-            arrays, offset = [], 0
-            for spec in scene.specs.values():
-                array = np.empty(spec.nbytes, np.uint8)
-                read_all(fd, array.data, offset)
-                arrays.append(array)
-                offset += spec.nbytes
-            return arrays
+            if self._small:
+                return [_read(fd, 0, os.fstat(fd).st_size)]
+            return [_read(fd, place.offset, place.nbytes) for place in self._places.values()]
         finally:
             os.close(fd)
 
@@ -87,43 +85,42 @@ class Limit(Peer):
         """Map the file and make a view for each leaf."""
         with scene.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        arrays, offset = {}, 0
-        for name, spec in scene.specs.items():
-            arrays[name] = np.frombuffer(mapped, spec.numpy_dtype, spec.size, offset)
-            offset += spec.nbytes
-        return arrays
+        return [np.frombuffer(mapped, place.dtype, place.size, place.offset) for place in self._places.values()]
 
     def load_leaf(self, scene: Scene) -> Any:
         """Read the bytes of one leaf."""
-        offset = 0
-        for name, spec in scene.specs.items():
-            if name == scene.leaf:
-                break
-            offset += spec.nbytes
-        out = np.empty(spec.nbytes, np.uint8)
+        place = self._places[scene.leaf]
         fd = os.open(scene.path, os.O_RDONLY)
         try:
-            read_all(fd, out.data, offset)
+            return _read(fd, place.offset, place.nbytes)
         finally:
             os.close(fd)
-        return out
 
     def open_list(self, scene: Scene) -> Any:
         raise Unsupported("there is no list in it")
 
-    @staticmethod
-    def _put(scene: Scene) -> Any:
-        import jax
 
-        return jax.device_put(scene.ready)
+class _Place(NamedTuple):
+    """Where a leaf lies."""
+
+    offset: int
+    nbytes: int
+    size: int
+    dtype: np.dtype[Any]
 
 
-def _is_small(specs: Specs) -> bool:
-    return sum(spec.nbytes for spec in specs.values()) < _SMALL * len(specs)
+def _places(specs: Specs) -> dict[str, _Place]:
+    places, offset = {}, 0
+    for name, spec in specs.items():
+        places[name] = _Place(offset, spec.nbytes, spec.size, spec.numpy_dtype)
+        offset += spec.nbytes
+    return places
 
 
-def _puts(scene: Scene) -> bool:
-    return scene.tree.kind != "numpy" and _is_small(scene.specs)
+def _read(fd: int, offset: int, nbytes: int) -> Array:
+    out = np.empty(nbytes, np.uint8)
+    read_all(fd, out.data, offset)
+    return out
 
 
 def _host(leaf: Any) -> Array:

@@ -22,6 +22,9 @@ _SHOWN = (
     "open_list.seconds",
 )
 
+#: Too much like the colour of ours.
+_RED = (0.8392156862745098, 0.15294117647058825, 0.1568627450980392)
+
 
 def draw(trees: Mapping[str, TreeResults], path: Path) -> None:
     """Draw the times of all trees into a PNG file."""
@@ -45,10 +48,11 @@ def draw(trees: Mapping[str, TreeResults], path: Path) -> None:
 
 
 def _panel(axis: Any, tree: TreeResults) -> None:
-    import matplotlib.pyplot as plt
+    import matplotlib as mpl
+    from matplotlib.ticker import NullFormatter
 
     names = [name for name in _SHOWN if any(find(tree, peer, name) for peer in tree.peers)]
-    colors = plt.get_cmap("tab10")
+    colors = [color for color in mpl.color_sequences["tab10"] if color != _RED]
     others = [peer for peer in PEERS if peer not in ("limit", "ours")]
     for peer in sorted(tree.peers, key=lambda name: name == "ours"):  # ours on top
         found = [(find(tree, peer, name), place) for place, name in enumerate(names)]
@@ -60,10 +64,12 @@ def _panel(axis: Any, tree: TreeResults) -> None:
         elif peer == "ours":
             axis.plot(x, y, "D", color="crimson", markersize=8, label=label)
         else:
-            axis.plot(x, y, "o", color=colors(others.index(peer) % 10), markersize=5, alpha=0.85, label=label)
+            axis.plot(x, y, "o", color=colors[others.index(peer) % len(colors)], markersize=5, alpha=0.85, label=label)
     axis.set_yticks(range(len(names)), [ROWS[name].title for name in names])
-    axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set_xscale("log")
+    if names:  # a log scale needs a number
+        axis.set_xscale("log")
+        axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("seconds")
     axis.grid(axis="both", alpha=0.3)
     axis.set_title(f"{tree.title}\n{tree.text}", fontsize=10)

@@ -9,7 +9,7 @@ from typing import Any
 from . import bounds
 from .cases import CASES
 from .lineup import PEERS
-from .results import ROWS, number, ratio, show
+from .results import MIB, ROWS, Number, Row, number, ratio, show
 from .runner import TreeResults
 
 _INTRODUCTION = """\
@@ -60,36 +60,38 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _tree(tree: TreeResults) -> Iterator[str]:
-    peers = list(tree.peers)
-    header = ["", *(PEERS[peer].title for peer in peers)]
-    if "limit" in peers:
-        header.insert(3 if peers[1:2] == ["ours"] else 2, "ours / limit")
-    cells, spreads = [], []
-    for row in ROWS.values():
-        numbers = {peer: number(tree.peers[peer], row) for peer in peers}
-        if not any(numbers.values()):
-            continue
-        ours, limit = numbers.get("ours"), numbers.get("limit")
-        line, spread = [row.title], [row.title]
-        for peer in peers:
-            found = numbers[peer]
-            if found is None:
-                line.append("-")
-                spread.append("-")
-                continue
-            slow = "¹" if any(result.get("slow") for result in tree.peers[peer].cases.get(row.case, [])) else ""
-            times = f" · {ratio(found.median, ours.median)}" if ours and peer not in ("ours", "limit") else ""
-            line.append(f"{show(found.median, row.key)}{slow}{times}")
-            spread.append(f"{show(found.least, row.key)} to {show(found.most, row.key)}")
-        if "limit" in peers:
-            line.insert(header.index("ours / limit"), ratio(ours.median, limit.median) if ours and limit else "-")
-        cells.append(line)
-        if row.key != "size":
-            spreads.append(spread)
-    yield table(header, cells)
+    rows = [row for row in ROWS.values() if any(number(peer, row) for peer in tree.peers.values())]
+    header = ["", *(PEERS[peer].title for peer in tree.peers)]
+    spreads = [[row.title, *(_spread(number(peer, row), row) for peer in tree.peers.values())] for row in rows]
+    lines = [[row.title, *(_cell(tree, peer, row) for peer in tree.peers)] for row in rows]
+    if {"limit", "ours"} <= set(tree.peers):
+        for line, row in zip([header, *lines], [None, *rows], strict=True):
+            line.insert(3, "ours / limit" if row is None else _quotient(tree, "ours", "limit", row) or "-")
+    yield table(header, lines)
     yield _reasons(tree)
-    plain = [title for title in header if title != "ours / limit"]
-    yield f"<details><summary>Least and most of the rounds</summary>\n\n{table(plain, spreads)}\n</details>\n"
+    header = [title for title in header if title != "ours / limit"]
+    yield f"<details><summary>Least and most of the rounds</summary>\n\n{table(header, spreads)}\n</details>\n"
+
+
+def _cell(tree: TreeResults, peer: str, row: Row) -> str:
+    found = number(tree.peers[peer], row)
+    if found is None:
+        return "-"
+    once = "¹" if any(result.get("slow") for result in tree.peers[peer].cases.get(row.case, [])) else ""
+    times = "" if peer in ("ours", "limit") else _quotient(tree, peer, "ours", row)
+    return f"{show(found.median, row.key)}{once}{times and ' · '}{times}"
+
+
+def _spread(found: Number | None, row: Row) -> str:
+    return "-" if found is None else f"{show(found.least, row.key)} to {show(found.most, row.key)}"
+
+
+def _quotient(tree: TreeResults, upper: str, lower: str, row: Row) -> str:
+    """Write a ratio, where there are both numbers; that of two amounts of memory near none says nothing."""
+    above, below = number(tree.peers[upper], row), number(tree.peers.get(lower), row)
+    if above is None or below is None or (row.key == "memory" and below.median < MIB):
+        return ""
+    return ratio(above.median, below.median)
 
 
 def _reasons(tree: TreeResults) -> str:
@@ -106,6 +108,9 @@ def _reasons(tree: TreeResults) -> str:
         ]
         if texts:
             lines.append(f"- {PEERS[peer].title}: {'; '.join(texts)}.\n")
+    never = [case.title for case in CASES.values() if tree.kind not in case.trees]
+    if never:
+        lines.append(f"- Not measured with this tree: *{'*, *'.join(never)}*.\n")
     return ("Dashes:\n\n" + "".join(lines)) if lines else ""
 
 

@@ -75,12 +75,14 @@ def measure_tree(tree: Tree, amount: int, settings: Settings, report: Callable[[
 
 
 def _prepare(job: Job, settings: Settings) -> PeerResults:
-    if job.peer != "limit" and (missing := _missing(job.peer)):
+    missing = _missing(job.peer)
+    if missing is not None:
         return PeerResults(refused=dict.fromkeys(job.cases, f"{missing} is not installed"))
     result, seconds = start(job, settings.timeout)
     _say(f"{job.tree}: {job.peer} prepared in {seconds:.0f} s")
     if "failed" in result:
-        return PeerResults(refused=dict.fromkeys(job.cases, result["failed"]))
+        reason: str = result["failed"]
+        return PeerResults(refused=dict.fromkeys(job.cases, reason))
     return PeerResults(result.get("size"), result["refused"])
 
 
@@ -124,7 +126,7 @@ def start(job: Job, timeout: float) -> tuple[Result, float]:
     except subprocess.TimeoutExpired:
         files.remove(job.path.with_name(f"{job.path.name}.new"))
         what = "one save and one load of each kind" if job.mode == "prepare" else "it"
-        return {"failed": f"stopped: {what} took more than {timeout:.0f} s"}, timeout
+        return {"failed": f"stopped: {what} took more than {timeout:g} s"}, timeout
     seconds = time.perf_counter() - begin
     if done.returncode:
         lines = done.stderr.strip().splitlines()

@@ -16,7 +16,7 @@ from .runner import start
 from .trees import SCALING, Tree
 from .worker import Job
 
-CASES = ("save", "save_durable", "load_free")
+CASES = {"save": "save", "save_durable": "durable save", "load_free": "load"}
 _PEERS = ("limit", "ours")
 _UNITS = {"bytes": ("GiB", 1 << 30), "leaves": ("1,000 leaves", 1000)}
 
@@ -94,7 +94,7 @@ def markdown(points: list[Point], notes: list[str]) -> str:
     for name, tree in SCALING.items():
         unit, size = _UNITS[name]
         header = [tree.title]
-        header += [f"{case}{text}" for case in CASES for text in ("", f" a {unit}", ", limit")]
+        header += [f"{title}{text}" for title in CASES.values() for text in ("", f" a {unit}", ", limit")]
         amounts_ = sorted({point.amount for point in points if point.tree == name})
         rows = [_row(tree, amount, size, lines) for amount in amounts_]
         parts.append(f"{table(header, rows)}")
@@ -121,10 +121,10 @@ def draw(points: list[Point], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.6))
     lines = medians(points)
     for axis, (name, tree) in zip(axes, SCALING.items(), strict=True):
-        for color, case in zip(("C0", "C1", "C2"), CASES, strict=True):
+        for color, (case, title) in zip(("C0", "C1", "C2"), CASES.items(), strict=True):
             for peer, style in (("limit", ":"), ("ours", "-")):
                 line = lines.get((name, case, peer), {})
-                axis.plot(line.keys(), line.values(), style, marker=".", color=color, label=f"{case}, {peer}")
+                axis.plot(line.keys(), line.values(), style, marker=".", color=color, label=f"{title}, {peer}")
         ours = lines.get((name, "load_free", "ours"), {})
         if ours:
             last, value = list(ours.items())[-1]

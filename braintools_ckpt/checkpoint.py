@@ -5,21 +5,25 @@ from __future__ import annotations
 import difflib
 import html
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 
-from .api import load_document, open_document, read_metadata
-from .document import ARRAY, LEAF, NODE, REF, ArraySpec, Document, Value, children, is_container
-from .errors import format_array, format_key, format_path, spread
+from .api import load_document, make_options, open_document, read_metadata
+from .document import ARRAY, LEAF, LIST, NODE, Document, Value
+from .errors import format_array, format_path, unlink
 from .format.reader import StoredArrays
 from .storage.sources import open_source
-from .tree.decode import decode_key
-from .tree.merge import ArraysMode, Options, UnitsMode
-from .tree.mismatch import MismatchMode, check_mode
+from .tree.merge import ArraysMode, Merger, Options, UnitsMode
+from .tree.mismatch import MismatchMode
+from .tree.paths import Texts, parse_path
+from .tree.registry import registry
 from .tree.rename import Rename
+from .tree.view import View
+from .walking import walking
+from .warn import warn
 
 _SHOWN = 40
 
@@ -30,7 +34,8 @@ class LeafSpec(NamedTuple):
     Attributes
     ----------
     kind : str
-        ``array``, or the type of another value (``int``, ``str``, ``datetime`` ...).
+        ``array``, or the type of another value (``int``, ``str``, ``datetime`` ...). A container that stands in
+        several places is listed once; in the others it is ``same as`` the first one's path.
     dtype : numpy.dtype or None
         The dtype of an array, of a quantity's mantissa or of a random key's data.
     shape : tuple of int or None
@@ -60,9 +65,13 @@ class Checkpoint(Mapping[str, Any]):
 
     def __init__(self, document: Document, name: str, size: int, close: Any) -> None:
         self._document = document
+        self._view = View(document)
         self._close = close
+        self._closed = False
         self._metadata: dict[str, Any] | None = None
         self._values: dict[str, Value] | None = None
+        self._same_as: dict[str, str] = {}
+        self._specs: _Specs | None = None
         #: The file's name.
         self.name = name
         #: The file's size in bytes.
@@ -83,70 +92,60 @@ class Checkpoint(Mapping[str, Any]):
     @property
     def specs(self) -> dict[str, LeafSpec]:
         """What is known of each leaf, by path."""
-        return {path: self._spec(value) for path, value in self._leaves().items()}
+        if self._specs is None:
+            specs = {path: self._spec(path, value) for path, value in self._leaves().items()}
+            self._specs = _Specs(specs, self._no_path)
+        return self._specs
 
     def _leaves(self) -> dict[str, Value]:
         if self._values is None:
-            self._values = {}
-            self._collect(self._document.structure, (), set())
+            values: dict[str, Value] = {}
+            with walking():
+                for leaf in self._view.leaves():
+                    path = format_path(unlink(leaf.path))
+                    values[path] = leaf.value
+                    if leaf.again:
+                        self._same_as[path] = format_path(unlink(leaf.same_as))
+            self._values = values
         return self._values
 
-    def _collect(self, value: Value, path: tuple[Any, ...], seen: set[int]) -> None:
-        assert self._values is not None
-        while type(value) is list and value[0] == REF:
-            # What is shared is listed where it first stands: a file must not be able to make the list explode.
-            first = value[1] not in seen
-            seen.add(value[1])
-            value = self._document.shared[value[1]]
-            if not first:
-                self._values[format_path(path)] = value
-                return
-        parts = list(children(value, decode_key)) if is_container(value) else []
-        if not parts:
-            self._values[format_path(path)] = value
-        for key, item in parts:
-            self._collect(item, (*path, key), seen)
-
-    def _spec(self, value: Value) -> LeafSpec:
-        value = self._document.resolve(value)
-        if type(value) is list and value[0] == LEAF:
-            attributes = value[3] if len(value) > 3 else {}
-            inner = self._spec(value[2])
-            kind = value[1]
-            unit = attributes["unit"]["symbol"] if value[1] == "brainunit.Quantity" else None
-            if unit is not None and inner.dtype is None:
-                kind = inner.kind
-            return inner._replace(kind=kind, unit=unit)
-        if type(value) is list and value[0] == NODE and not is_container(value):
-            return self._spec(value[2])  # a state around a single value
-        if type(value) is list and value[0] == ARRAY:
-            spec: ArraySpec = self._document.arrays.specs[value[1]]
-            return LeafSpec("array", spec.dtype, spec.shape, None, spec.nbytes)
-        return LeafSpec(_kind(value), None, None, None, 0)
+    def _spec(self, path: str, value: Value) -> LeafSpec:
+        if path in self._same_as:
+            return LeafSpec(f"same as {self._same_as[path]}", None, None, None, 0)
+        return _spec(self._document, value)
 
     def _value(self, path: str | tuple[Any, ...]) -> Value:
         """Give the value at a path: a leaf or a container."""
-        value = self._document.resolve(self._document.structure)
-        steps = _split(path) if isinstance(path, str) else [format_key(key) for key in path]
-        while steps:
-            for key, part in children(value, decode_key) if is_container(value) else ():
-                own = [format_key(step) for step in spread((key,))]
-                if steps[: len(own)] == own:
-                    value, steps = self._document.resolve(part), steps[len(own) :]
-                    break
-            else:
-                raise KeyError(self._no_path(path if isinstance(path, str) else format_path(path)))
-        return value
+        text = path if isinstance(path, str) else format_path(path)
+        leaves = self._leaves()
+        if text in leaves:
+            return leaves[text]
+        try:
+            steps: Texts = parse_path(text)
+        except ValueError as error:
+            raise KeyError(str(error)) from None
+        try:
+            with walking():
+                return self._view.find(steps)
+        except KeyError:
+            raise KeyError(self._no_path(text)) from None
 
-    def _no_path(self, path: str) -> str:
-        near = difflib.get_close_matches(path, self.paths, 1)
+    def _no_path(self, path: object) -> str:
+        near = difflib.get_close_matches(str(path), self.paths, 1)
         hint = f"Did you mean {near[0]!r}?" if near else "The paths are listed by .paths."
         return f"The checkpoint {self.name} has nothing at the path {path!r}. {hint}"
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError(f"The checkpoint {self.name} is closed.")
+
     def __getitem__(self, path: str | tuple[Any, ...]) -> Any:
         """Read what stands at a path: a leaf, or all of a container."""
-        part = Document(self._value(path), self._document.arrays, self._document.shared)
-        return load_document(part, None, Options())
+        self._check_open()
+        value = self._value(path)
+        with walking():
+            # By way of the whole document, so that messages name paths from its root.
+            return Merger(self._document, registry, Options()).decode_now(value)
 
     def __contains__(self, path: object) -> bool:
         try:
@@ -184,13 +183,22 @@ class Checkpoint(Mapping[str, Any]):
             If it is no array.
         IndexError
             If the index is outside of the array.
+        ValueError
+            If the checkpoint is closed.
         """
+        self._check_open()
         value = self._value(path)
-        while type(value) is list and value[0] in (NODE, LEAF):
-            value = self._document.resolve(value[2])
-        if not (type(value) is list and value[0] == ARRAY):
-            raise TypeError(f"The value at the path {path!r} is no array but {_kind(value)}. Use checkpoint[path].")
-        return self._document.arrays.read_part(value[1], index)
+        parts = self._view.parts(value)
+        if parts is not None:
+            raise TypeError(
+                f"The value at the path {path!r} is no array: it holds {len(parts)} item{'s'[: len(parts) != 1]}. "
+                "Use checkpoint[path]."
+            )
+        array = _unwrapped(self._document, value)[0]
+        if not (type(array) is list and array[0] == ARRAY):
+            kind = _spec(self._document, value).kind
+            raise TypeError(f"The value at the path {path!r} is no array but {kind}. Use checkpoint[path].")
+        return self._document.arrays.read_part(array[1], index)
 
     def load(
         self,
@@ -204,23 +212,34 @@ class Checkpoint(Mapping[str, Any]):
         raw: bool = False,
     ) -> Any:
         """Load the whole tree; the parameters are those of :func:`msgpack_load`."""
-        check_mode(mismatch)
-        options = Options(mismatch, partial, units, arrays)
+        options = make_options(target, mismatch, partial, units, arrays, raw)
+        self._check_open()
         return load_document(self._document, target, options, rename=rename, raw=raw)
 
     def verify(self) -> None:
         """Check every byte of the file against its checksums.
 
+        Files of ``braintools.file`` and ``flax.serialization`` have none: then there is a warning.
+
         Raises
         ------
         CorruptCheckpointError
             If a byte is not as it was written.
+        ValueError
+            If the checkpoint is closed.
         """
+        self._check_open()
         if isinstance(self._document.arrays, StoredArrays):
             self._document.arrays.verify()
+        else:
+            warn(
+                f"{self.name} is a file of braintools.file or flax, which has no checksums: nothing was verified. "
+                "Save it again with msgpack_save to get a file that can be."
+            )
 
     def close(self) -> None:
-        """Close the file; what was loaded stays."""
+        """Close the file; what was loaded stays, and so do metadata, paths and specs."""
+        self._closed = True
         self._close()
 
     def __enter__(self) -> Self:
@@ -303,37 +322,56 @@ def open_checkpoint(
     return Checkpoint(document, source.name, source.size, source.close)
 
 
-def _split(path: str) -> list[str]:
-    """Split a path at its slashes, but for those inside of quotes or brackets."""
-    if path in ("", "."):
-        return []
-    steps, depth, quote, start, i = [], 0, "", 0, 0
-    while i < len(path):
-        char = path[i]
-        if quote:
-            if char == "\\":
-                i += 1
-            elif char == quote:
-                quote = ""
-        elif char in "'\"":
-            quote = char
-        elif char in "([{":
-            depth += 1
-        elif char in ")]}":
-            depth -= 1
-        elif char == "/" and not depth:
-            steps.append(path[start:i])
-            start = i + 1
-        i += 1
-    return [*steps, path[start:]]
+class _Specs(dict[str, LeafSpec]):
+    """Specs by path; a path that is not there is told like one that cannot be read."""
+
+    def __init__(self, specs: dict[str, LeafSpec], explain: Callable[[object], str]) -> None:
+        super().__init__(specs)
+        self._explain = explain
+
+    def __missing__(self, path: object) -> LeafSpec:
+        raise KeyError(self._explain(path))
 
 
-def _kind(value: Value) -> str:
+def _unwrapped(document: Document, value: Value) -> tuple[Value, list[Value]]:
+    """Give what is inside of all objects around a value, and these objects from the outside."""
+    around = []
+    value = document.resolve(value)
+    while type(value) is list and value[0] in (NODE, LEAF):
+        around.append(value)
+        value = value[2]
+        if around[-1][1] == "numpy.masked" and type(value) is dict:
+            value = value.get("data")
+        value = document.resolve(value)
+    return value, around
+
+
+def _spec(document: Document, value: Value) -> LeafSpec:
+    """Tell what is known of a leaf; a file may hold anything, so nothing of a state is taken for granted."""
+    value, around = _unwrapped(document, value)
+    quantities = [node for node in around if node[1] == "brainunit.Quantity"]
+    unit = _symbol(quantities[0]) if quantities else None
+    tags = [node[1] for node in around if node[0] == LEAF]
+    if type(value) is list and value[0] == ARRAY:
+        spec = document.arrays.specs[value[1]]
+        return LeafSpec(tags[0] if tags else "array", spec.dtype, spec.shape, unit, spec.nbytes)
+    others = [tag for tag in tags if tag != "brainunit.Quantity"]
+    return LeafSpec(others[0] if others else _kind(value, around), None, None, unit, 0)
+
+
+def _symbol(quantity: Value) -> str:
+    unit = quantity[3].get("unit") if len(quantity) > 3 else None
+    return str(unit.get("symbol", "?")) if type(unit) is dict else "?"
+
+
+def _kind(value: Value, around: list[Value]) -> str:
     if value is None:
         return "None"
-    if type(value) is list:
-        return value[1] if value[0] == LEAF else "empty list" if value[0] == 0 else "empty dict"
-    return "empty dict" if type(value) is dict else type(value).__name__
+    if type(value) is not dict and type(value) is not list:
+        return type(value).__name__
+    plain = "list" if type(value) is list and value[0] == LIST else "dict"
+    name = around[-1][1].rpartition(".")[2].removeprefix("class:") if around else plain
+    return f"empty {name}"
 
 
 def _size(nbytes: int) -> str:

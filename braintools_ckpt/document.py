@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from .errors import Steps
+from .dtypes import describe
 
 LIST, ARRAY, ITEMS, NODE, LEAF, REF = range(6)
 #: Mappings whose keys are tuples that lead through nested mappings.
@@ -98,8 +98,9 @@ class LiveArrays:
         key = (dtype, shape, kind)
         spec = self._distinct.get(key)
         if spec is None or spec.dtype is not dtype:
-            # numpy calls some dtypes equal that differ (M8[s] and M8[1000ms]): those get a spec each.
-            spec = self._distinct[key] = ArraySpec(dtype, shape, kind)
+            spec = ArraySpec(dtype, shape, kind)
+            spec = self._distinct.setdefault((_exact(dtype), shape, kind), spec)
+            self._distinct.setdefault(key, spec)
         self.specs.append(spec)
         self.sources.append(source)
         return len(self.sources) - 1
@@ -132,6 +133,13 @@ class LiveArrays:
         ]
 
 
+def _exact(dtype: np.dtype[Any]) -> Any:
+    """Give what is equal for dtypes of one description; numpy calls some equal that differ (M8[s] and M8[1000ms])."""
+    if dtype.names is not None:
+        return repr(describe(dtype))
+    return dtype.str if dtype.kind in "mM" else dtype
+
+
 @dataclass
 class Document:
     """A tree as plain values: its structure, the values met more than once, its arrays and the metadata."""
@@ -162,14 +170,3 @@ def children(value: Value, key_of: Callable[[Value], Any]) -> Iterator[tuple[Any
         elif kind == ITEMS:
             for position in range(1, len(value), 2):
                 yield key_of(value[position]), value[position + 1]
-        elif kind == NODE and value[1] in FLATTED_TAGS:
-            yield from ((Steps(key), item) for key, item in children(value[2], key_of))
-        elif kind == NODE:
-            yield from children(value[2], key_of)
-
-
-def is_container(value: Value) -> bool:
-    """Tell whether a value of a structure has parts of its own."""
-    if type(value) is list:
-        return value[0] in (LIST, ITEMS) or (value[0] == NODE and is_container(value[2]))
-    return type(value) is dict

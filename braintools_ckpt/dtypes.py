@@ -22,8 +22,9 @@ from __future__ import annotations
 import re
 import reprlib
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
-from math import prod
+from math import frexp, ldexp, prod
 from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
@@ -417,3 +418,123 @@ def _packed(dtype: DType) -> DType:
         raise TypeError(f"dtype is larger than {MAX_ITEMSIZE} bytes")
     # Not as a list of pairs: numpy would give a field whose name is empty another name.
     return np.dtype({"names": list(names), "formats": formats, "offsets": offsets, "itemsize": end})
+
+
+# ------------------------------------------------------------------------------------------- what a file may claim
+
+MAX_EMPTY = 1 << 24  # elements of no bytes, which cost nothing in a file however many it claims
+MAX_UNSTORED = 1 << 26  # bytes that an array may take in memory whatever it takes in the file
+MAX_GROWTH = 256  # times that a larger array may grow
+_LAST_CODE_POINT = 0x10FFFF
+
+
+def check_size(dtype: DType, shape: Sequence[int]) -> None:
+    """Refuse an array that is far larger in memory than in a file, before it is made.
+
+    Padding between fields is not stored, so a few bytes of a hostile file could ask for any amount of memory.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        The dtype in Python.
+    shape : sequence of int
+        The shape.
+
+    Raises
+    ------
+    ValueError
+        If it takes more than 64 MiB and more than 256 times its stored size, or has more than 2^24 elements of no
+        bytes.
+
+    Examples
+    --------
+    >>> check_size(np.dtype("float32"), (1 << 40,))
+    >>> check_size(np.dtype({"names": ["a"], "formats": ["i1"], "offsets": [0], "itemsize": 1 << 20}), (1000,))
+    Traceback (most recent call last):
+    ValueError: 1048576000 bytes in memory for 1000 bytes of data: more than 256 times as many
+    """
+    size = prod(shape)
+    stored = size * storage_dtype(dtype).itemsize
+    if size > MAX_EMPTY and not stored:
+        raise ValueError(f"{size} elements of no bytes: at most {MAX_EMPTY} are read")
+    if size * dtype.itemsize > max(MAX_UNSTORED, MAX_GROWTH * stored):
+        raise ValueError(
+            f"{size * dtype.itemsize} bytes in memory for {stored} bytes of data: more than {MAX_GROWTH} times as many"
+        )
+
+
+def check_text(array: np.ndarray[Any, Any]) -> None:
+    """Refuse text that is none: reading an element whose code points do not exist makes numpy raise, or crash.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        An array of any dtype, as it was read from a file.
+
+    Raises
+    ------
+    ValueError
+        If a ``U`` element, also one within a record, has a code point above 0x10FFFF.
+
+    Examples
+    --------
+    >>> check_text(np.array(["text"]))
+    >>> check_text(np.array([0x110000], np.uint32).view("U1"))
+    Traceback (most recent call last):
+    ValueError: text with the code point 0x110000, which does not exist
+    """
+    dtype = array.dtype
+    if dtype.kind == "U" and array.nbytes:
+        last = int(np.ascontiguousarray(array).view(dtype.str[0] + "u4").max())
+        if last > _LAST_CODE_POINT:
+            raise ValueError(f"text with the code point {last:#x}, which does not exist")
+    for name in dtype.names or ():
+        check_text(array[name])
+
+
+def fits_jax(dtype: DType) -> bool:
+    """Tell whether jax has arrays of a dtype.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        Any dtype.
+
+    Returns
+    -------
+    bool
+        True for numbers in native byte order, those of ml_dtypes among them; False for long doubles, which jax would
+        narrow, and for all that are no numbers.
+
+    Examples
+    --------
+    >>> fits_jax(np.dtype("float32")), fits_jax(np.dtype(">f4")), fits_jax(np.dtype("U3"))
+    (True, False, False)
+    """
+    if not dtype.isnative or dtype.names is not None:
+        return False
+    widest = {"b": 1, "i": 8, "u": 8, "f": 8, "c": 16}.get(dtype.kind)
+    return dtype.type.__module__ == "ml_dtypes" if widest is None else dtype.itemsize <= widest
+
+
+@lru_cache(maxsize=64)
+def largest(dtype: DType) -> float:
+    """Give the largest number that rounds to one of a dtype.
+
+    Some types of ml_dtypes have no inf: a cast takes all that is larger for their last number.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        A float of ml_dtypes.
+
+    Returns
+    -------
+    float
+        The last number of the type and half of its last step.
+    """
+    import ml_dtypes
+
+    info = ml_dtypes.finfo(dtype)
+    last = float(info.max)
+    return last + ldexp(float(info.eps), frexp(last)[1] - 2)

@@ -34,6 +34,10 @@ class AlreadyExistsError(InvalidCheckpointPath, FileExistsError):
         super().__init__(
             f'Trying overwrite an existing file: "{path}". Pass overwrite=True to replace it, or another path.'
         )
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._path,)
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError, ValueError):
@@ -41,6 +45,10 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError, ValueError):
 
     def __init__(self, path: object, hint: str = "") -> None:
         super().__init__(f"Checkpoint not found: {path}{hint}")
+        self._given = (path, hint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._given
 
 
 class CorruptCheckpointError(InvalidCheckpointPath, ValueError):

@@ -6,7 +6,7 @@ import gc
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 #: How deep a tree may nest. MessagePack libraries stop at 1024 levels, and a level of ours takes up to two of theirs.
 MAX_DEPTH = 400
@@ -50,7 +50,9 @@ def _leave() -> None:
         _users -= 1
         if _users:
             return
-        if sys.getrecursionlimit() == _limit + MAX_DEPTH * _CALLS_A_LEVEL:
-            sys.setrecursionlimit(_limit)
         if _collecting:
             gc.enable()
+        if sys.getrecursionlimit() == _limit + MAX_DEPTH * _CALLS_A_LEVEL:
+            # This thread may itself be deeper than that by now: then the limit stays.
+            with suppress(RecursionError):
+                sys.setrecursionlimit(_limit)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 import pytest
+import xxhash
 from braintools.file import _msg_checkpoint as peer_format
 from trees import Int, Number, Str, assert_same, copy_tree
 
@@ -680,6 +681,45 @@ def test_defect_35_damage_only_ever_gives_our_own_errors(format, target):
         for broken in corrupted(data, 0, 2000):
             with contextlib.suppress(bt.CheckpointError):
                 bt.msgpack_loads(broken, target)
+
+
+def with_index(data, index):
+    """Give a file another index, with right checksums: damage that only a malicious writer makes."""
+    head, offset, size, _, magic = layout.TRAILER.unpack(data[-layout.TRAILER.size :])
+    packed = msgpack.packb(index)
+    digest = xxhash.xxh3_64_intdigest(packed)
+    return data[:offset] + packed + layout.TRAILER.pack(head, offset, len(packed), digest, magic)
+
+
+OBJECTS = {
+    "mask": np.ma.masked_array([1, 2], [0, 1]),
+    "key": jax.random.key(0),
+    "keys": jax.random.split(jax.random.key(0, impl="rbg"), 2),
+    "generator": np.random.Generator(np.random.MT19937(0)),
+    "quantity": np.ones(2) * u.mV,
+    "state": brainstate.ParamState(jnp.ones(2)),
+    "scalar": np.float32(1),
+    "text": np.array(["ab", "c"], np.dtypes.StringDType()),
+    "set": {np.float32(1), 2},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_defect_35_arrays_of_another_kind_than_an_object_needs(name):
+    tree = {"x": OBJECTS[name]}
+    data = bt.msgpack_dumps(tree)
+    _, offset, size, _, _ = layout.TRAILER.unpack(data[-layout.TRAILER.size :])
+    packed = data[offset : offset + size]
+    changes = [(1, dtype) for dtype in ("int32", ">i4", "float32", "bool", "uint8", "<U1", "bfloat16", "int4")]
+    changes += [(2, shape) for shape in ([], [0], [1], [2], [1, 1], [2, 1], [4])]
+    changes += [(0, kind) for kind in ("numpy", "jax", "jax_weak")]
+    for i in range(len(msgpack.unpackb(packed)["arrays"]["specs"])):
+        for column, value in changes:
+            index = msgpack.unpackb(packed)
+            index["arrays"]["specs"][i][column] = value
+            for target in (None, copy_tree(tree)):
+                with contextlib.suppress(bt.CheckpointError), warnings.catch_warnings(action="ignore"):
+                    bt.msgpack_loads(with_index(data, index), target)
 
 
 def test_defect_35_dtype_names_are_not_parsed_as_python():

@@ -390,3 +390,93 @@ def test_junk_is_refused_or_is_the_one_description(descr):
     except CorruptCheckpointError:
         return
     assert describe(dtype) == descr
+
+
+# --- what a file may claim ------------------------------------------------------------------------------------
+
+
+def padded(itemsize):
+    return np.dtype({"names": ["a"], "formats": ["i1"], "offsets": [0], "itemsize": itemsize})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        (np.dtype("f4"), (2**40,)),
+        (padded(256), (2**30,)),
+        (padded(2**26), ()),
+        (padded(2**31 - 1), (0, 5)),
+        (np.dtype("U0"), (2**24,)),
+        (np.dtype("V0"), (2**60, 0)),
+        (np.dtype({"names": [], "formats": [], "offsets": [], "itemsize": 2**20}), (64,)),
+    ],
+    ids=repr,
+)
+def test_sizes_that_are_allowed(dtype, shape):
+    dtypes.check_size(dtype, shape)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "message"),
+    [
+        (padded(257), (2**20,), "269484032 bytes in memory for 1048576 bytes of data: more than 256 times as many"),
+        (padded(2**26 + 1), (), "67108865 bytes in memory for 1 bytes of data: more than 256 times as many"),
+        (np.dtype("U0"), (2**24 + 1,), "16777217 elements of no bytes: at most 16777216 are read"),
+        (np.dtype([]), (2**30, 2**30), "1152921504606846976 elements of no bytes: at most 16777216 are read"),
+        (
+            np.dtype({"names": [], "formats": [], "offsets": [], "itemsize": 2**20}),
+            (65,),
+            "68157440 bytes in memory for 0 bytes of data: more than 256 times as many",
+        ),
+    ],
+    ids=repr,
+)
+def test_sizes_that_are_not(dtype, shape, message):
+    with pytest.raises(ValueError, match=".") as caught:
+        dtypes.check_size(dtype, shape)
+    assert str(caught.value) == message
+
+
+BAD_TEXT = np.array([0x61, 0x10FFFF, 0x61, 0x110000], np.uint32).view("U2")
+RECORD = np.dtype([("n", "i1"), ("p", [("s", "U2", (1,))])])
+
+
+def test_text_that_is_none():
+    record = np.zeros(2, RECORD)
+    record["p"]["s"][:, 0] = BAD_TEXT
+    for array in (
+        BAD_TEXT,
+        BAD_TEXT.astype(">U2"),
+        np.tile(BAD_TEXT, (2, 3))[:, ::3],
+        BAD_TEXT[1:].reshape(()),
+        record,
+    ):
+        with pytest.raises(ValueError, match="^text with the code point 0x110000, which does not exist$"):
+            dtypes.check_text(array)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        BAD_TEXT[:1],
+        np.array("é\U0010ffff"),
+        np.array(["a"], ">U3"),
+        np.zeros(0, "U3"),
+        np.zeros(3, "U0"),
+        np.zeros(2, RECORD),
+        np.zeros(2),
+        np.array([b"\xff"]),
+        np.array(["\ud800"]),
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}",
+)
+def test_text_that_is_some(array):
+    dtypes.check_text(array)
+
+
+def test_what_fits_jax():
+    fitting = {*NATIVE, *INSTALLED_ML}
+    assert all(dtypes.fits_jax(np.dtype(getattr(ml_dtypes, name, name))) for name in fitting)
+    others = [np.dtype(name) for name in (*LONG, *TIMES, *FLEXIBLE)] + list(STRUCTURED.values())
+    others += [np.dtype(">f4"), np.dtype(ml_dtypes.bfloat16).newbyteorder(">"), np.dtype(object)]
+    assert [dtype for dtype in others if dtypes.fits_jax(dtype)] == []

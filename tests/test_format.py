@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import gc
 import importlib.metadata
 import importlib.util
 import io
@@ -17,6 +19,7 @@ import textwrap
 import time
 import tracemalloc
 import warnings
+import weakref
 from pathlib import Path
 from unittest import mock
 
@@ -32,6 +35,7 @@ from hypothesis.extra import numpy as hnp
 from trees import assert_same, same_bits
 
 import braintools_ckpt as bt
+from braintools_ckpt.document import Document, LiveArrays
 from braintools_ckpt.format import layout
 
 ROOT = Path(__file__).parent.parent
@@ -277,22 +281,24 @@ def test_the_same_tree_gives_the_same_bytes():
     assert data == bt.msgpack_dumps(bt.msgpack_loads(data), metadata={"x": 1})
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        "f4",
-        *(
-            pytest.param(dtype, marks=pytest.mark.xfail(reason="LiveArrays.add makes a spec for each dtype object"))
-            for dtype in (">f4", "U2", "M8[s]", [("a", "i1")])
-        ),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("dtype", ["f4", ">f4", "U2", "M8[s]", [("a", "i1")]], ids=str)
 def test_equal_dtypes_give_one_spec_whether_they_are_one_object_or_not(dtype):
     first, second = (np.zeros(3, np.dtype(dtype)) for _ in range(2))
     apart = bt.msgpack_dumps([first, second])
     assert len(TinyReader(apart).index["arrays"]["specs"]) == 1
     assert apart == bt.msgpack_dumps([first, first.copy()])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("M8[s]", "M8[1000ms]"), ([("a", "M8[s]")], [("a", "M8[1000ms]")]), ([("a", "i1")], (np.record, [("a", "i1")]))],
+    ids=str,
+)
+def test_dtypes_that_numpy_calls_equal_keep_a_spec_each(one, other):
+    tree = [np.zeros(2, dtype) for dtype in (one, other, one, other)]
+    data = bt.msgpack_dumps(tree)
+    assert len(TinyReader(data).index["arrays"]["specs"]) == 2
+    assert_same(tree, bt.msgpack_loads(data), loaded=True)
 
 
 @pytest.mark.parametrize("size", [5, 8192])
@@ -304,12 +310,81 @@ def test_padding_of_long_doubles_gets_into_no_file(size, dtype):
     assert bt.msgpack_dumps(dirty) == bt.msgpack_dumps(np.ones(size, dtype))
 
 
-@pytest.mark.xfail(reason="long doubles inside of structured dtypes keep their padding")
+@pytest.mark.parametrize("size", [3, 8192])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        [("a", np.longdouble)],
+        [("n", "i1"), ("a", [("z", np.clongdouble), ("", ">f4")], (2,))],
+        {"names": ["a"], "formats": [np.longdouble], "offsets": [5], "itemsize": 40},
+    ],
+    ids=["field", "nested", "apart"],
+)
 @pytest.mark.skipif(np.finfo(np.longdouble).nmant != 63, reason="only x86 has 80-bit floats")
-def test_padding_of_long_doubles_in_records_gets_into_no_file():
-    dirty = np.zeros(3, [("a", np.longdouble)])
-    dirty.view(np.uint8).reshape(-1, 16)[:, 10:] = 0xFF
-    assert bt.msgpack_dumps(dirty) == bt.msgpack_dumps(np.zeros(3, [("a", np.longdouble)]))
+def test_padding_of_long_doubles_in_records_gets_into_no_file(size, dtype):
+    dtype = np.dtype(dtype)
+    clean, dirty = np.zeros(size, dtype), np.zeros(size, dtype)
+
+    def soil(array):
+        for name in array.dtype.names or ():
+            soil(array[name])
+        if array.dtype.kind in "fc" and array.dtype.itemsize >= 16:
+            octets = np.lib.stride_tricks.as_strided(
+                array.view(f"V{array.dtype.itemsize}"), array.shape, array.strides
+            ).view([("x", "u1", array.dtype.itemsize)])["x"]
+            octets.reshape(*array.shape, -1, 16)[..., 10:] = 0xFF
+            assert not np.shares_memory(octets, clean)
+
+    soil(dirty)
+    assert dirty.tobytes() != clean.tobytes()
+    assert bt.msgpack_dumps(dirty) == bt.msgpack_dumps(clean)
+
+
+def refused(document, message):
+    """Check that a document is refused before a byte is written."""
+    from braintools_ckpt.format import writer
+    from braintools_ckpt.storage.sinks import BytesSink
+
+    sink = BytesSink()
+    with pytest.raises(bt.SerializationError) as caught:
+        writer.write(document, sink)
+    assert str(caught.value) == message
+    assert sink.position == 0
+
+
+def holding(*arrays):
+    live = LiveArrays()
+    for array in arrays:
+        live.add(array.dtype, array.shape, "numpy", array)
+    return Document([LIST, *([ARRAY, i] for i in range(len(arrays)))], live)
+
+
+@pytest.mark.parametrize("part", ["structure", "shared", "metadata"])
+def test_what_is_too_deep_is_refused_before_a_byte_is_written(part):
+    document = holding(np.arange(3))
+    setattr(
+        document, part, {"structure": nested(2000), "shared": [nested(2000)], "metadata": {"a": nested(2000)}}[part]
+    )
+    refused(
+        document,
+        "The structure of the tree cannot be packed: recursion limit exceeded. It may nest deeper than the 1024 levels "
+        "that MessagePack libraries read.",
+    )
+
+
+def test_what_no_reader_would_take_is_refused_before_a_byte_is_written():
+    padded = np.dtype({"names": ["a"], "formats": ["u1"], "offsets": [0], "itemsize": 1 << 20})
+    refused(
+        holding(np.arange(3), np.broadcast_to(np.zeros((), padded), 65)),
+        f"Cannot save an array {padded}[65]: it would take {65 << 20} bytes in memory for 65 bytes of data: more than "
+        "256 times as many, and no reader would accept the file. Remove the padding first: "
+        "numpy.lib.recfunctions.repack_fields(array).",
+    )
+    refused(
+        holding(np.arange(3), np.array([0x110000], np.uint32).view("U1")),
+        "An array <U1[1] holds text with the code point 0x110000, which does not exist. It was made of bytes that are "
+        "no text: save it as what it is, such as array.view(numpy.uint8).",
+    )
 
 
 @pytest.mark.parametrize("count", [3, 40_000])
@@ -417,6 +492,21 @@ def test_a_file_of_the_future(version):
             f"The checkpoint {name} has format version {version}, and this version of braintools_ckpt reads version 1. "
             "Run: pip install --upgrade braintools-ckpt"
         )
+
+
+@pytest.mark.xfail(reason="api.open_document: locate holds the document, which holds the table, which holds locate")
+def test_an_array_table_is_gone_when_nobody_uses_it():
+    from braintools_ckpt.api import open_document
+    from braintools_ckpt.storage.sources import BufferSource
+
+    document = open_document(BufferSource(SMALL))
+    table = weakref.ref(document.arrays)
+    gc.disable()
+    try:
+        del document
+        assert table() is None
+    finally:
+        gc.enable()
 
 
 # --- checks that can be left out, and ways of reading ---------------------------------------------------------
@@ -588,6 +678,56 @@ def test_a_target_takes_mapped_arrays(tmp_path):
     assert_same(mapped_tree(), bt.msgpack_load(path, target, mmap=True), loaded=True)
 
 
+@pytest.mark.parametrize("second", [lambda c: c["a"], lambda c: c.read("a"), lambda c: c.read("a", slice(None))])
+@pytest.mark.parametrize("make", [np.arange, jnp.arange], ids=["numpy", "jax"])
+def test_arrays_of_two_reads_of_a_mapped_file_share_nothing(make, second, tmp_path):
+    path = bt.msgpack_save(tmp_path / "x", {"a": make(20_000.0), "b": make(3)})
+    with bt.open_checkpoint(path, mmap=True) as checkpoint:
+        first, later = checkpoint["a"], second(checkpoint)
+        if isinstance(later, np.ndarray):
+            later[...] = -1
+        elif isinstance(first, np.ndarray):
+            first[...] = -1
+        assert_same(make(20_000.0), checkpoint["a"], loaded=True)
+        if not isinstance(first, np.ndarray):
+            assert first.tolist() == list(range(20_000))
+
+
+def test_a_mapped_file_is_mapped_again_only_for_what_was_taken(tmp_path, monkeypatch):
+    from braintools_ckpt.storage.sources import LocalSource
+
+    maps = []
+    real = LocalSource.map
+    monkeypatch.setattr(LocalSource, "map", lambda source: maps.append(source) or real(source))
+    path = bt.msgpack_save(tmp_path / "x", {str(i): np.arange(i) for i in range(9)})
+    with bt.open_checkpoint(path, mmap=True) as checkpoint:
+        assert maps == []
+        leaves = [checkpoint[key] for key in checkpoint]
+        assert len(maps) == 1
+        assert all(
+            np.shares_memory(checkpoint[key], leaf) is False for key, leaf in zip(checkpoint, leaves, strict=True)
+        )
+        assert len(maps) == 2
+    assert [len(leaf) for leaf in leaves] == list(range(9))
+
+
+def test_blobs_that_several_arrays_span_are_held_once(monkeypatch):
+    from braintools_ckpt.format import reader
+
+    sizes = []
+    real = reader._aligned
+    monkeypatch.setattr(reader, "_aligned", lambda size: sizes.append(size) or real(size))
+    # In the first blob; from it over the second into the third; in the third; alone in the fourth.
+    pieces = [b"a" * 50, b"b" * 150, b"c" * 50, b"d" * 80]
+    joined = b"".join(pieces)
+    blobs = [joined[low:high] for low, high in ((0, 100), (100, 180), (180, 250), (250, 330))]
+    arrays = [("numpy", "uint8", [len(piece)], piece) for piece in pieces]
+    data = forge([LIST, *([ARRAY, i] for i in range(4))], arrays, blobs)
+    assert [array.tobytes() for array in bt.msgpack_loads(data)] == pieces
+    assert sizes == [250, 80]
+    assert [array.tobytes() for array in bt.msgpack_load(io.BytesIO(data), mmap=True)] == pieces
+
+
 # --- parts of arrays ------------------------------------------------------------------------------------------
 
 PART_DTYPES = ["u1", "<f4", ">f4", ">i8", "U3", "S2", "M8[s]", [("a", "i1"), ("b", ">f8")], ALIGNED, "?", "c8"]
@@ -605,8 +745,8 @@ def test_parts_are_what_numpy_gives(data):
     if data.draw(st.booleans()):
         array = np.asfortranarray(array)
     index = data.draw(st.just(...) | hnp.basic_indices(shape, allow_newaxis=True) | st.slices(shape[0] if shape else 1))
-    if index == () or (shape == () and type(index) is slice):
-        index = ...  # the empty tuple has a test of its own
+    if shape == () and type(index) is slice:
+        index = ...
     verify = data.draw(st.booleans())
     block, packed = data.draw(st.sampled_from([(1, 1), (5, 1), (64, 1), (64, 24), (100, 24), (1 << 20, 24)]))
     with small_layout(HASH_BLOCK=block, PACKED_BELOW=packed):
@@ -634,6 +774,39 @@ def test_a_part_outside_of_the_array(index):
         pytest.raises(IndexError),
     ):
         checkpoint.read("0", index)
+
+
+@pytest.mark.parametrize(
+    "read", [lambda c, i: c.read("0", i), lambda c, i: c._document.arrays.host(0)[i]], ids=["file", "numpy"]
+)
+@pytest.mark.parametrize(("index", "row"), [(7, 7), (-4, -4), ((np.int8(3), 0), 3)], ids=str)
+def test_a_row_outside_of_an_array_is_told_as_numpy_does(read, index, row):
+    array = np.zeros((3, 2))
+    with bt.open_checkpoint(io.BytesIO(bt.msgpack_dumps([array]))) as checkpoint:
+        checkpoint._document.arrays.host = lambda _: array
+        with pytest.raises(IndexError) as caught:
+            read(checkpoint, index)
+    assert str(caught.value) == f"index {row} is out of bounds for axis 0 with size 3"
+
+
+@pytest.mark.parametrize("index", [(), slice(1, None), 1, ..., (slice(None, None, -1), 0)], ids=str)
+def test_parts_of_elements_without_bytes(index):
+    array = np.zeros((3, 2), "V0")
+    with bt.open_checkpoint(io.BytesIO(bt.msgpack_dumps([array]))) as checkpoint:
+        part = checkpoint.read("0", index)
+    assert (part.dtype, part.shape) == (np.dtype("V0"), array[index].shape)
+
+
+def test_a_part_of_text_that_is_none_is_refused():
+    array = ("numpy", "U1", [2], b"a\0\0\0\xff\xff\xff\xff")
+    with bt.open_checkpoint(io.BytesIO(forge([ARRAY, 0], [array]))) as checkpoint:
+        assert checkpoint.read("", 0).tolist() == "a"
+        with pytest.raises(bt.CorruptCheckpointError) as caught:
+            checkpoint.read("", 1)
+    assert str(caught.value) == (
+        "Corrupt checkpoint <BytesIO>: it holds text with the code point 0xffffffff, which does not exist. The file "
+        "was damaged or cut short after it was written; use another copy."
+    )
 
 
 def test_a_part_reads_only_the_blocks_it_needs():
@@ -748,6 +921,13 @@ INDICES = {
     "shared is no list": lambda: forge(1, shared={}),
     "metadata is no map": lambda: forge(1, metadata=[0]),
     "metadata with an array": lambda: forge(1, [BYTE], metadata={"a": [ARRAY, 0]}),
+    "metadata with bytes as key": lambda: forge(1, metadata={b"a": 1}),
+    "attributes with bytes as key": lambda: forge([NODE, "new", 1, {b"a": 1}]),
+    "another format than the header's": lambda: forge(1, format=2),
+    "format is a bool": lambda: forge(1, format=True),
+    "no format": lambda: forge(raw=msgpack.packb({"library": "", "arrays": {}, "shared": [], "structure": 1})),
+    "library is no text": lambda: forge(1, library=1),
+    "header of version 0": lambda: forge(1).replace(HEADER, HEADER[:14] + bytes(4)),
     "metadata with a ref": lambda: forge(1, shared=[1], metadata={"a": [REF, 0]}),
 }
 TABLES = {
@@ -756,6 +936,7 @@ TABLES = {
     "spec of odd length": of_table(spec=b"\x00\x00"),
     "spec of other length": of_table(spec=column([0, 0], "<u4")),
     "specs is no list": of_table(specs=7),
+    "specs is an empty map": lambda: forge(1, table={"specs": {}}),
     "specs of wrong length": of_table(specs=[["numpy", "uint8"]]),
     "offset outside": of_table(offset=column([1])),
     "offset far outside": of_table(offset=column([2**64 - 1])),
@@ -833,6 +1014,11 @@ STRUCTURES = {
     "ref below": of_structure([REF, -1], shared=[1]),
     "ref to itself": of_structure([REF, 0], shared=[[REF, 0]]),
     "refs in a circle": of_structure([REF, 0], shared=[[LIST, [REF, 1]], [LIST, [REF, 0]]]),
+    "ref that is shared": of_structure([REF, 1], shared=[1, [REF, 0]]),
+    "refs in a chain": of_structure([REF, 19_999], shared=[1, *([REF, i] for i in range(20_000))]),
+    "refs to lists in a chain": of_structure(
+        [REF, 19_999], shared=[[LIST], *([LIST, [REF, i]] for i in range(20_000))]
+    ),
     "ref forwards": of_structure([REF, 0], shared=[[REF, 1], 1]),
     "unknown kind": of_structure([6, 1]),
     "negative kind": of_structure([-1, 1]),
@@ -856,73 +1042,10 @@ STRUCTURES = {
     "bad inside of an unknown tag": of_structure([LEAF, "new", [ARRAY, 7]]),
     "bytes keys": of_structure({b"a": 1}),
 }
-#: What the library gets wrong now, by test and case: take a line out when its defect is mended.
-KNOWN_BAD = {
-    "refused": {
-        "arrays share some bytes": "only the sum of the sizes is compared",
-        "arrays share bytes in their order": "only the sum of the sizes is compared",
-        "padding that expands": "a dtype with padding is larger in memory than in the file, without a limit",
-        "padding alone": "a dtype with padding is larger in memory than in the file, without a limit",
-        "jax text": "TypeError of jax: kind jax is taken with dtypes that jax does not have",
-        "jax time": "TypeError of jax: kind jax is taken with dtypes that jax does not have",
-        "jax big-endian": "TypeError of jax: kind jax is taken with dtypes that jax does not have",
-        "jax records": "TypeError of jax: kind jax is taken with dtypes that jax does not have",
-        "jax weak bool": "TypeError of jax: kind jax is taken with dtypes that jax does not have",
-        "text that is none": "text above U+10FFFF is loaded, and looking at it is a SystemError",
-        "bytes keys": "maps with bytes as keys are taken",
-        "bytearray 2": "an int is taken for a length: bytearray(1 << 40)",
-        "bytearray 3": "an int is taken for a length: bytearray(1 << 40)",
-        "zoneinfo 4": "OSError: the key is a directory, or too long for a file name",
-        "zoneinfo 5": "OSError: the key is a directory, or too long for a file name",
-        "uuid 2": "AssertionError of uuid.UUID",
-        "uuid 3": "AssertionError of uuid.UUID",
-        "fraction 2": 'text is taken: Fraction("1e99999999") takes for ever',
-        "array 4": "elements without bytes in the file have no limit in number, nor in size in memory",
-        "array 5": "elements without bytes in the file have no limit in number, nor in size in memory",
-        "array 6": "elements without bytes in the file have no limit in number, nor in size in memory",
-        "numpy.scalar 4": "a dtype with padding is larger in memory than in the file, without a limit",
-        "numpy.str 0": "any state is taken",
-        "numpy.str 1": "any state is taken",
-        "numpy.str 2": "any state is taken",
-        "numpy.bytes 0": "any state is taken",
-        "numpy.bytes 1": "any state is taken",
-        "numpy.masked 2": "MaskError is no ValueError",
-        "numpy.generator 4": "numpy checks no positions: it reads outside of its memory when a number is drawn",
-        "numpy.generator 5": "numpy checks no positions: it reads outside of its memory when a number is drawn",
-        "numpy.generator 6": "numpy checks no positions: it reads outside of its memory when a number is drawn",
-        "numpy.randomstate 0": "numpy checks no positions: it reads outside of its memory when a number is drawn",
-    },
-    "looked at": {
-        "padding that expands": "a dtype with padding is larger in memory than in the file, without a limit",
-        "padding alone": "a dtype with padding is larger in memory than in the file, without a limit",
-        "jax text": "TypeError of jax: kind jax is taken with dtypes that jax does not have",
-        "jax time": "TypeError of jax: kind jax is taken with dtypes that jax does not have",
-        "jax big-endian": "TypeError of jax: kind jax is taken with dtypes that jax does not have",
-        "jax records": "TypeError of jax: kind jax is taken with dtypes that jax does not have",
-        "jax weak bool": "TypeError of jax: kind jax is taken with dtypes that jax does not have",
-        "text that is none": "text above U+10FFFF is loaded, and looking at it is a SystemError",
-        "items with a broken enum as key": "decode_key is not guarded as decode is",
-        "bytearray 2": "an int is taken for a length: bytearray(1 << 40)",
-        "zoneinfo 4": "OSError: the key is a directory, or too long for a file name",
-        "zoneinfo 5": "OSError: the key is a directory, or too long for a file name",
-        "uuid 2": "AssertionError of uuid.UUID",
-        "uuid 3": "AssertionError of uuid.UUID",
-        "array 4": "elements without bytes in the file have no limit in number, nor in size in memory",
-        "array 6": "elements without bytes in the file have no limit in number, nor in size in memory",
-        "numpy.scalar 4": "a dtype with padding is larger in memory than in the file, without a limit",
-        "numpy.masked 2": "MaskError is no ValueError",
-        "brainunit.Quantity 0": "Checkpoint.specs trusts the unit",
-        "brainunit.Quantity 1": "Checkpoint.specs trusts the unit",
-        "brainunit.Quantity 2": "Checkpoint.specs trusts the unit",
-    },
-}
 
 
-def cases(test, *tables):
-    for table in tables:
-        for name, make in table.items():
-            reason = KNOWN_BAD[test].get(name)
-            yield pytest.param(make, id=name, marks=[pytest.mark.xfail(reason=reason)] if reason else [])
+def cases(*tables):
+    return [pytest.param(make, id=name) for table in tables for name, make in table.items()]
 
 
 @contextlib.contextmanager
@@ -938,14 +1061,14 @@ def within(megabytes=64, seconds=5.0):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("make", cases("refused", INDICES, TABLES, SPECS, STRUCTURES))
+@pytest.mark.parametrize("make", cases(INDICES, TABLES, SPECS, STRUCTURES))
 def test_a_malformed_index_is_refused(make):
     data = make()
     with within(), pytest.raises(bt.CorruptCheckpointError):
         bt.msgpack_loads(data)
 
 
-@pytest.mark.parametrize("make", cases("looked at", INDICES, TABLES, SPECS, STRUCTURES))
+@pytest.mark.parametrize("make", cases(INDICES, TABLES, SPECS, STRUCTURES))
 def test_looking_into_a_malformed_file_fails_in_no_other_way(make):
     data = make()
     with within(), contextlib.suppress(bt.CorruptCheckpointError), bt.open_checkpoint(io.BytesIO(data)) as checkpoint:
@@ -961,7 +1084,6 @@ def look_at_everything(checkpoint):
         repr(checkpoint[path])
 
 
-@pytest.mark.xfail(reason="Merger._need follows each reference again: exponential")
 def test_shared_values_that_double_are_decoded_once():
     shared = [[LIST, 1], *([LIST, [REF, i], [REF, i]] for i in range(40))]
     data = forge([REF, 40], shared=shared)
@@ -996,14 +1118,39 @@ def test_depth_up_to_what_messagepack_reads_is_no_crash():
                 bt.msgpack_loads(data)
 
 
-@pytest.mark.parametrize(
-    "depth", [300, pytest.param(1000, marks=pytest.mark.xfail(reason="RecursionError: Checkpoint walks unguarded"))]
-)
+@pytest.mark.parametrize("depth", [300, 1000])
 def test_looking_into_deep_trees(depth):
     for wrap in (lambda x: [LIST, x], lambda x: [LEAF, "unknown", x]):
         with bt.open_checkpoint(io.BytesIO(forge(nested(depth, 1, wrap)))) as checkpoint:
             assert len(checkpoint.paths) == 1
             assert len(checkpoint.specs) == 1
+
+
+@pytest.mark.parametrize("levels", [1024, 1025])
+def test_levels_are_counted_through_references(levels):
+    data = forge(nested(levels // 2, [REF, 0]), shared=[nested(levels - levels // 2)])
+    if levels == 1024:
+        with bt.open_checkpoint(io.BytesIO(data)) as checkpoint:
+            assert len(checkpoint.paths) == 1
+        return
+    with pytest.raises(bt.CorruptCheckpointError) as caught:
+        bt.msgpack_loads(data)
+    assert str(caught.value) == (
+        "Corrupt checkpoint <bytes>: its structure is malformed (it nests deeper than 1024 levels). It was not written "
+        "by braintools_ckpt, or damaged on purpose."
+    )
+
+
+def test_a_tree_of_shared_values_as_deep_as_can_be_written():
+    tree = []
+    for _ in range(399):
+        tree = collections.deque([tree, tree])  # a NODE, its LIST and a REF: three levels, were references counted
+    data = bt.msgpack_dumps(tree)
+    loaded = bt.msgpack_loads(data)
+    for _ in range(399):
+        loaded, same = loaded
+        assert loaded is same
+    assert loaded == []
 
 
 def test_unknown_tags_come_back_as_plain_values_with_a_warning():
@@ -1193,13 +1340,13 @@ EXTRA = [BYTE, ("numpy", "uint8", [3], b"abc"), ("numpy", "bool", [2], b"\0\0")]
 WRONG_STATES = {f"{tag} {i}": state for tag, states in WRONG.items() for i, state in enumerate(states)}
 
 
-@pytest.mark.parametrize("state", cases("refused", WRONG_STATES))
+@pytest.mark.parametrize("state", cases(WRONG_STATES))
 def test_a_state_that_its_tag_cannot_have_is_refused(state):
     with within(), pytest.raises(bt.CorruptCheckpointError):
         bt.msgpack_loads(forge({"a": state}, EXTRA))
 
 
-@pytest.mark.parametrize("state", cases("looked at", WRONG_STATES))
+@pytest.mark.parametrize("state", cases(WRONG_STATES))
 def test_looking_at_a_wrong_state_fails_in_no_other_way(state):
     with (
         within(),
@@ -1256,6 +1403,8 @@ def test_the_tree_of_a_golden_file_still_gives_the_same_bytes(name):
         present = importlib.metadata.version(library)
         if present != version:
             pytest.skip(f"written with {library} {version}, here is {present}")
+    if name in EXPECTED.SUPERSEDED:
+        pytest.skip(EXPECTED.SUPERSEDED[name])
     data = (GOLDEN / f"{name}.msgpack").read_bytes()
     with (
         mock.patch.object(bt, "__version__", TinyReader(data).index["library"]),

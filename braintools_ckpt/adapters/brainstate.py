@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import brainstate
 
 from ..document import Value
-from ..errors import LinkedPath, Steps
+from ..errors import HandlerError, LinkedPath, Steps
 from ..tree.containers import (
     as_items,
     container_mismatch,
@@ -21,7 +21,7 @@ from ..tree.containers import (
 )
 from ..tree.decode import Decoder
 from ..tree.encode import Encoder
-from ..tree.merge import Build, Merger, constant
+from ..tree.merge import Build, Merger, same_values
 from ..tree.registry import Handler, Registry
 from ..tree.scalars import class_name
 
@@ -34,6 +34,7 @@ class StateHandler(Handler):
     """``State`` and its subclasses: the value is saved; a target is changed only when the whole load has succeeded."""
 
     tag = "brainstate.State"
+    stateful = True
 
     def encode(self, state: Any, encoder: Encoder) -> Value:
         """Write the value and the kind of state."""
@@ -65,7 +66,20 @@ class StateHandler(Handler):
         """Plan the value; the target state takes it when the load commits."""
         found = node_parts(value, self.tag)
         plan = merger.plan(target.value, found[0] if found else value, path)
+        # Met twice, and not because the file has one state there: both values have to be the same.
+        first = merger.states.setdefault(id(target), (target, plan))[1]
+        if first is not plan:
+            return lambda: _confirm(target, first(), plan(), path, merger)
         return lambda: _assign(target, plan(), merger)
+
+
+def _confirm(target: Any, first: Any, second: Any, path: LinkedPath, merger: Merger) -> Any:
+    if not same_values(first, second, merger.registry):
+        text = (
+            "State mismatch: expected one value for a state that the target has in several places, got two that differ"
+        )
+        merger.note("leaf", path, text, expected="one value", found="two values")
+    return target
 
 
 def _assign(target: Any, new: Any, merger: Merger) -> Any:
@@ -75,13 +89,19 @@ def _assign(target: Any, new: Any, merger: Merger) -> Any:
 
 
 def _set(state: Any, value: Any) -> None:
-    state.value = value
+    try:
+        state.value = value
+    except Exception as error:
+        raise HandlerError(
+            f"The {type(state).__name__} refused the value that was loaded for it: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _kind(ty: type) -> str:
     return ty.__name__ if _own_kinds().get(ty.__name__) is ty else class_name(ty)
 
 
+@cache
 def _own_kinds() -> dict[str, type]:
     spaces = (brainstate, brainstate.random)
     kinds = {name: ty for space in spaces for name, ty in vars(space).items() if isinstance(ty, type)}
@@ -140,7 +160,7 @@ def _plan_nested(target: Any, items: dict[Any, Value], path: LinkedPath, merger:
         found = _follow(items, key)
         if found is None:
             missing.append(key)
-            plans.append((key, constant(state)))
+            plans.append((key, merger.keep(state)))
         else:
             plans.append((key, merger.plan(state, found[0], (path, Steps(key)))))
     if missing:

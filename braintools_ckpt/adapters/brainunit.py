@@ -119,14 +119,13 @@ class QuantityHandler(Handler):
         self, target: Any, state: Value, unit: Any, path: LinkedPath, merger: Merger, ratio: float = 1.0
     ) -> Build:
         outer, merger.ratio = merger.ratio, merger.ratio * ratio
-        before = len(merger.report.found)
         try:
-            mantissa = merger.plan(target.mantissa, state, path)
+            with merger.together() as parts:
+                mantissa = merger.plan(target.mantissa, state, path)
         finally:
             merger.ratio = outer
-        if len(merger.report.found) > before:
-            return lambda: target  # a mantissa of the target's goes with the target's unit
-        return lambda: _quantity(type(target), mantissa(), unit)
+        # A mantissa of the target's goes with the target's unit.
+        return lambda: _quantity(type(target), mantissa(), unit) if parts.fits() else target
 
     def _parts(self, value: Value, merger: Merger) -> tuple[Value, Any]:
         found = node_parts(value, self.tag)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -133,7 +134,10 @@ def plan_key(target: Any, value: Value, path: LinkedPath, merger: Merger) -> Bui
 def _impl(target: Any) -> str:
     if isinstance(target, jax.Array):
         return str(jax.random.key_impl(target))
-    return str(jax.random.key_impl(jax.eval_shape(lambda: jnp.empty(target.shape, target.dtype))))
+    for name in ("threefry2x32", "rbg", "unsafe_rbg"):
+        if jax.eval_shape(partial(jax.random.key, 0, impl=name)).dtype == target.dtype:
+            return name
+    return str(target.dtype)
 
 
 class PartialHandler(Handler):

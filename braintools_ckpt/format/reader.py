@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,8 @@ import msgpack
 import numpy as np
 import xxhash
 
-from ..document import ArraySpec, Document, Value
-from ..dtypes import parse, storage_dtype
+from ..document import ArraySpec, Document
+from ..dtypes import MAX_NDIM, check_size, check_text, fits_jax, parse, storage_dtype
 from ..errors import CorruptCheckpointError, UnsupportedVersionError
 from ..storage.sources import Source
 from ..walking import walking
@@ -27,8 +28,6 @@ from .structure import check_structure
 Array = np.ndarray[Any, Any]
 _KINDS = ("numpy", "jax", "jax_weak")
 _READERS = 4
-#: Elements of no bytes (such as empty strings) cost nothing in a file, however many it claims.
-_MAX_EMPTY = 1 << 24
 
 
 def is_checkpoint(source: Source) -> bool:
@@ -89,6 +88,7 @@ def read(source: Source, *, verify: bool = True, mmap: bool = False, parallel: b
 def _read_document(source: Source, verify: bool, mmap: bool, parallel: bool) -> Document:
     index = _read_index(source)
     try:
+        _check_heading(index)
         arrays = StoredArrays(source, index["arrays"], _index_span(source)[0], verify, mmap, parallel)
         document = Document(index["structure"], arrays, index["shared"], index["metadata"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -97,20 +97,6 @@ def _read_document(source: Source, verify: bool, mmap: bool, parallel: bool) -> 
         raise _corrupt(source, f"its index is malformed ({type(error).__name__}: {error})") from error
     check_structure(document, source.name)
     return document
-
-
-def read_metadata(source: Source) -> dict[str, Value]:
-    """Read the metadata alone, without unpacking the structure."""
-    unpacker = msgpack.Unpacker(max_buffer_size=0, strict_map_key=True)
-    unpacker.feed(_index_bytes(source))
-    for _ in range(unpacker.read_map_header()):
-        if unpacker.unpack() == "metadata":
-            metadata = unpacker.unpack()
-            if type(metadata) is dict:
-                return metadata
-            break
-        unpacker.skip()
-    raise _corrupt(source, "its index has no metadata")
 
 
 def _corrupt(source: Source, what: str) -> CorruptCheckpointError:
@@ -126,6 +112,8 @@ def _index_span(source: Source) -> tuple[int, int, int]:
     if head[: len(layout.HEADER) - 4] != layout.HEADER[:-4]:
         raise _corrupt(source, "its first bytes are not those of a checkpoint")
     version = int.from_bytes(head[-4:], "little")
+    if not version:
+        raise _corrupt(source, "its format version is 0, which there is not")
     if version != layout.VERSION:
         raise UnsupportedVersionError(
             f"The checkpoint {source.name} has format version {version}, and this version of braintools_ckpt reads "
@@ -142,17 +130,11 @@ def _index_span(source: Source) -> tuple[int, int, int]:
     return offset, length, digest
 
 
-def _index_bytes(source: Source) -> bytes:
-    offset, length, digest = _index_span(source)
-    data = source.read(offset, length)
+def _read_index(source: Source) -> dict[str, Any]:
+    offset, size, digest = _index_span(source)
+    data = source.read(offset, size)
     if xxhash.xxh3_64_intdigest(data) != digest:
         raise _corrupt(source, "the checksum of its index does not match")
-    return data
-
-
-def _read_index(source: Source) -> dict[str, Any]:
-    data = _index_bytes(source)
-    size = len(data)
     try:
         index = msgpack.unpackb(
             data,
@@ -169,6 +151,13 @@ def _read_index(source: Source) -> dict[str, Any]:
     if type(index) is not dict:
         raise _corrupt(source, "its index is not a map")
     return index
+
+
+def _check_heading(index: dict[str, Any]) -> None:
+    if type(index["format"]) is not int or index["format"] != layout.VERSION:
+        raise ValueError(f"its format is {index['format']!r}, and that of the header is {layout.VERSION}")
+    if type(index["library"]) is not str:
+        raise TypeError("its library is not a str")
 
 
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -188,8 +177,13 @@ class StoredArrays:
         #: Says where in the tree an array stands, for messages.
         self.locate: Callable[[int], str] = lambda index: f"array {index} of the file"
         self._verify = verify
-        self._mapped = source.map() if mmap else None
+        self._mmap = mmap
+        self._mapping: memoryview | None = None
+        self._taken = np.zeros(0, np.bool_)  # by index: whether an array was taken from this mapping
+        self._lock = threading.Lock()
         self._parallel = parallel
+        if type(table["specs"]) is not list:
+            raise TypeError("specs is not a list")
         self._distinct = [_spec(*row) for row in table["specs"]]
         self._spec_of = _column(table["spec"], "<u4")
         self.specs: Sequence[ArraySpec] = list(map(self._distinct.__getitem__, self._spec_of.tolist()))
@@ -223,31 +217,56 @@ class StoredArrays:
         """Check that arrays lie inside the blobs, and claim no byte twice."""
         if len(self._offsets) != len(self.specs):
             raise ValueError("the columns of the array table differ in length")
-        if int(self._sizes.sum(dtype=object)) > total:
-            raise ValueError("arrays share bytes")
         if np.any(self._offsets > total) or np.any(self._sizes > total - self._offsets):
             raise ValueError("an array lies outside of the blobs")
+        used = np.flatnonzero(self._sizes)
+        in_order = used[np.argsort(self._offsets[used], kind="stable")]
+        starts, ends = self._offsets[in_order], (self._offsets + self._sizes)[in_order]
+        if np.any(starts[1:] < ends[:-1]):
+            raise ValueError("arrays share bytes")
 
     # Reading.
 
     def read(self, indices: Sequence[int]) -> list[Array]:
         """Give writable arrays: fresh memory, or views of the mapping."""
         plan = _ReadPlan(self, indices)
-        if self._mapped is None:
+        if self._mmap:
+            plan.mapped = self._unused_mapping(indices)
+        else:
             plan.fetch()
         return plan.arrays()
+
+    def _unused_mapping(self, indices: Sequence[int]) -> memoryview:
+        """Give a mapping that none of these arrays was taken from yet: no two results may share memory.
+
+        Different arrays share no bytes, so one mapping serves all of them once.
+        """
+        with self._lock:
+            if self._mapping is None or self._taken[indices].any():
+                self._mapping, self._taken = self._source.map(), np.zeros(len(self.specs), np.bool_)
+            self._taken[indices] = True
+            return self._mapping
 
     def read_part(self, index: int, selection: Any) -> Array:
         """Give ``array[selection]``; of a large array, only the rows from the first to the last that are asked for."""
         spec = self.specs[index]
-        rows = _row_range(selection, spec.shape)
-        if rows is None or self._mapped is not None or spec.dtype != storage_dtype(spec.dtype):
+        rows = _row_range(selection, spec) if not self._mmap and spec.dtype == storage_dtype(spec.dtype) else None
+        if rows is None:
             return np.asarray(self.read([index])[0][selection])
         start, stop, rest = rows
         stride = spec.nbytes // spec.shape[0]
         data = _aligned(stride * (stop - start))
         self._read_span(int(self._offsets[index]) + start * stride, data.data)
-        return np.asarray(data.view(spec.dtype).reshape(stop - start, *spec.shape[1:])[rest])
+        part = data.view(spec.dtype).reshape(stop - start, *spec.shape[1:])
+        self._check_text(part)
+        return np.asarray(part[rest])
+
+    def _check_text(self, array: Array) -> None:
+        """Refuse text that is none, whatever the checksums say: numpy does not survive it."""
+        try:
+            check_text(array)
+        except ValueError as error:
+            raise _corrupt(self._source, f"it holds {error}") from error
 
     def _read_span(self, offset: int, out: memoryview) -> None:
         """Fill ``out`` from the concatenation of the blobs, checking the blocks that it touches."""
@@ -320,18 +339,22 @@ class _ReadPlan:
 
     def __init__(self, table: StoredArrays, indices: Sequence[int]) -> None:
         self._table = table
+        self.mapped: memoryview | None = None
         self._memory: dict[int, Array] = {}  # first blob of a span -> its bytes
         at = np.asarray(indices, np.int64)
         starts = np.asarray(table._starts, np.uint64)
         self._offsets, self._sizes, self._specs = table._offsets[at], table._sizes[at], table._spec_of[at]
-        self._first = np.searchsorted(starts, self._offsets, "right") - 1
-        self._last = np.searchsorted(starts, self._offsets + np.maximum(self._sizes, 1) - 1, "right") - 1
+        first = np.searchsorted(starts, self._offsets, "right") - 1
+        last = np.searchsorted(starts, self._offsets + np.maximum(self._sizes, 1) - 1, "right") - 1
+        used = self._sizes > 0
+        self._spans = _joined(first[used], last[used])
+        #: The span that each array lies in.
+        self._span = np.searchsorted(np.array([low for low, _ in self._spans]), first, "right") - 1
 
     def fetch(self) -> None:
         """Read every span, with several threads when it is large."""
-        used = self._sizes > 0
         jobs: list[_Job] = []
-        for first, last in sorted(set(zip(self._first[used].tolist(), self._last[used].tolist(), strict=True))):
+        for first, last in self._spans:
             self._allocate(first, last, jobs)
         total = sum(memory.nbytes for memory in self._memory.values())
         if not self._table._parallel or total < 2 * self._table._hash_block:
@@ -363,7 +386,7 @@ class _ReadPlan:
             return []
         follows = self._offsets[1:] == self._offsets[:-1] + self._sizes[:-1]
         alike = self._specs[1:] == self._specs[:-1]
-        alike &= (self._first[1:] == self._first[:-1]) & (self._last[1:] == self._last[:-1])
+        alike &= self._span[1:] == self._span[:-1]
         cuts = [0, *(np.flatnonzero(~(follows & alike)) + 1).tolist(), count]
         arrays: list[Array] = []
         for low, high in itertools.pairwise(cuts):
@@ -377,29 +400,36 @@ class _ReadPlan:
         count, size = high - low, int(self._sizes[low])
         if not size:
             return [np.zeros(spec.shape, spec.dtype) for _ in range(count)]
-        first = int(self._first[low])
+        first, last = self._spans[self._span[low]]
         start = int(self._offsets[low]) - table._starts[first]
-        data = self._bytes(first, int(self._last[low]))[start : start + count * size]
+        data = self._bytes(first, last)[start : start + count * size]
         stored = storage_dtype(spec.dtype)
-        if stored == spec.dtype:
-            together = data.view(stored)
-        else:
-            together = data.view(stored).astype(spec.dtype)
+        # As the spec's dtype, not the equal stored one: to numpy, flags and classes of records make no difference.
+        together = data.view(spec.dtype) if stored == spec.dtype else data.view(stored).astype(spec.dtype)
+        table._check_text(together)
         if not spec.shape:
             return [together[i : i + 1].reshape(()) for i in range(count)]
         return list(together.reshape(count, *spec.shape))
 
     def _bytes(self, first: int, last: int) -> Array:
         table = self._table
-        mapped = table._mapped
-        if first in self._memory or mapped is None:
+        if first in self._memory or self.mapped is None:
             return self._memory[first]
         parts = []
         for blob in range(first, last + 1):
             at = table._blob_at[blob]
-            parts.append(np.frombuffer(mapped, np.uint8, table._blob_size[blob], at))
+            parts.append(np.frombuffer(self.mapped, np.uint8, table._blob_size[blob], at))
         self._memory[first] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return self._memory[first]
+
+
+def _joined(first: Array, last: Array) -> list[tuple[int, int]]:
+    """Join ranges of blobs that have a blob in common, so that no blob is read or held twice."""
+    order = np.argsort(first, kind="stable")
+    first, reach = first[order], np.maximum.accumulate(last[order])
+    ends = np.append(first[1:] > reach[:-1], True)[: len(first)]
+    begins = np.append(True, ends[:-1])[: len(first)]
+    return list(zip(first[begins].tolist(), reach[ends].tolist(), strict=True))
 
 
 class _Job:
@@ -424,20 +454,24 @@ def _aligned(size: int) -> Array:
     return buffer[start : start + size]
 
 
-def _row_range(selection: Any, shape: tuple[int, ...]) -> tuple[int, int, Any] | None:
+def _row_range(selection: Any, spec: ArraySpec) -> tuple[int, int, Any] | None:
     """Split a selection into a range of rows and a selection within them; None when it is not that simple."""
-    first, *rest = selection if type(selection) is tuple else (selection,)
-    if not shape or first is Ellipsis or not all(shape):
+    selections = selection if type(selection) is tuple else (selection,)
+    if not spec.shape or not spec.nbytes or not selections:
         return None
+    length = spec.shape[0]
+    first, *rest = selections
     if isinstance(first, slice):
-        rows = range(shape[0])[first]
+        rows = range(length)[first]
         if not rows:
             return None
         low, high = min(rows[0], rows[-1]), max(rows[0], rows[-1])
         step = slice(rows[0] - low, None if rows.step < 0 else rows[-1] - low + 1, rows.step)
         return low, high + 1, (step, *rest)
     if type(first) is int or isinstance(first, np.integer):
-        row = range(shape[0])[int(first)]
+        if not -length <= first < length:
+            raise IndexError(f"index {first} is out of bounds for axis 0 with size {length}")
+        row = int(first) % length
         return row, row + 1, (0, *rest)
     return None
 
@@ -446,10 +480,11 @@ def _spec(kind: Any, descr: Any, shape: Any) -> ArraySpec:
     if kind not in _KINDS or type(shape) is not list or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"{kind!r} {shape!r} is no kind and shape of an array")
     dtype = parse(descr)
-    if len(shape) > 64 or math.prod(n for n in shape if n) * max(1, dtype.itemsize) >= 1 << 63:
+    if kind != "numpy" and not fits_jax(dtype):
+        raise ValueError(f"jax has no arrays of the dtype {dtype}")
+    if len(shape) > MAX_NDIM or math.prod(n for n in shape if n) * max(1, dtype.itemsize) >= 1 << 63:
         raise ValueError(f"the shape {shape} is too large")
-    if not dtype.itemsize and math.prod(shape) > _MAX_EMPTY:
-        raise ValueError(f"the shape {shape} is too large for elements without bytes")
+    check_size(dtype, shape)
     return ArraySpec(dtype, tuple(shape), kind)
 
 

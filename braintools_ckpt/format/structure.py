@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, REF, Document, Value
 from ..errors import CorruptCheckpointError
+
+#: The most levels of a tree, references followed: as many as MessagePack libraries read of one without any.
+_MAX_LEVELS = 1024
 
 
 def check_structure(document: Document, name: str) -> None:
@@ -14,9 +19,8 @@ def check_structure(document: Document, name: str) -> None:
     CorruptCheckpointError
         If it does not.
     """
-    arrays = len(document.arrays.specs)
     try:
-        _check_tables(document, arrays)
+        _check_tables(document)
     except (ValueError, IndexError, RecursionError) as error:
         raise CorruptCheckpointError(
             f"Corrupt checkpoint {name}: its structure is malformed ({error}). It was not written by braintools_ckpt, "
@@ -24,45 +28,58 @@ def check_structure(document: Document, name: str) -> None:
         ) from error
 
 
-def _check_tables(document: Document, arrays: int) -> None:
+def _check_tables(document: Document) -> None:
     if type(document.shared) is not list or type(document.metadata) is not dict:
         raise ValueError("shared is not a list, or metadata not a map")
-    for index, value in enumerate(document.shared):
-        _check_value(value, arrays, index)
-    _check_value(document.structure, arrays, len(document.shared))
-    _check_value(document.metadata, 0, 0)
+    structure = _Grammar(len(document.arrays.specs))
+    for value in document.shared:
+        if type(value) is list and value[0] == REF:
+            raise ValueError("a shared value that is a reference itself")
+        structure.shared.append(structure.levels(value))
+    structure.levels(document.structure)
+    _Grammar(arrays=0).levels(document.metadata)
 
 
-def _check_value(value: Value, arrays: int, shared: int) -> None:
-    if type(value) is dict:
-        for item in value.values():
-            if type(item) is list or type(item) is dict:
-                _check_value(item, arrays, shared)
-    elif type(value) is list:
+class _Grammar:
+    """Checks values, and counts the levels of each: of a reference those of what it stands for."""
+
+    def __init__(self, arrays: int) -> None:
+        self.arrays = arrays
+        self.shared: list[int] = []  # the levels of the shared values that may be referred to
+
+    def levels(self, value: Value) -> int:
+        if type(value) is dict:
+            if not set(map(type, value)) <= {str}:
+                raise ValueError("a map with a key that is no str")
+            return self._around(value.values())
+        if type(value) is not list:
+            return 0
         kind = value[0]
         if type(kind) is not int:
             raise ValueError("a node without a kind")
         if kind == ARRAY:
-            if len(value) != 2 or type(value[1]) is not int or not 0 <= value[1] < arrays:
+            if len(value) != 2 or type(value[1]) is not int or not 0 <= value[1] < self.arrays:
                 raise ValueError("a reference to an array that does not exist")
-        elif kind == REF:
+            return 1
+        if kind == REF:
             # Only to what comes before: so there are no cycles.
-            if len(value) != 2 or type(value[1]) is not int or not 0 <= value[1] < shared:
+            if len(value) != 2 or type(value[1]) is not int or not 0 <= value[1] < len(self.shared):
                 raise ValueError("a reference to a shared value that does not come before it")
-        elif kind in (NODE, LEAF):
+            return self.shared[value[1]]
+        if kind in (NODE, LEAF):
             _check_node(value)
-            _check_items(value, 2, arrays, shared)
-        elif kind == LIST or (kind == ITEMS and len(value) % 2):
-            _check_items(value, 1, arrays, shared)
-        else:
+        elif kind != LIST and not (kind == ITEMS and len(value) % 2):
             raise ValueError(f"a node of the kind {kind}")
+        return self._around(value)
 
-
-def _check_items(value: list[Value], start: int, arrays: int, shared: int) -> None:
-    for index in range(start, len(value)):
-        item = value[index]
-        if type(item) is list or type(item) is dict:
-            _check_value(item, arrays, shared)
+    def _around(self, items: Iterable[Value]) -> int:
+        deepest = 0
+        for item in items:
+            if type(item) is list or type(item) is dict:
+                deepest = max(deepest, self.levels(item))
+        if deepest >= _MAX_LEVELS:
+            raise ValueError(f"it nests deeper than {_MAX_LEVELS} levels")
+        return deepest + 1
 
 
 def _check_node(value: list[Value]) -> None:

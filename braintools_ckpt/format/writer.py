@@ -9,15 +9,17 @@ import msgpack
 import numpy as np
 import xxhash
 
-from ..document import ArraySpec, Document, LiveArrays
-from ..dtypes import describe, storage_dtype
-from ..errors import SerializationError
+from ..document import ArraySpec, Document, LiveArrays, Value
+from ..dtypes import check_size, check_text, describe, storage_dtype
+from ..errors import SerializationError, format_array
 from ..storage.sinks import Sink
 from . import layout
 
 Array = np.ndarray[Any, Any]
 #: An array that has to be rearranged or converted passes through a buffer of this many bytes.
 _STAGING = 1 << 22
+#: Bytes of an 80-bit float that hold something.
+_LONG_DOUBLE = 10
 
 
 def write(document: Document, sink: Sink) -> None:
@@ -29,26 +31,45 @@ def write(document: Document, sink: Sink) -> None:
         With live arrays.
     sink : Sink
         Where the bytes go; it must stand at its beginning.
+
+    Raises
+    ------
+    SerializationError
+        If the document is one that no reader takes; nothing was written.
     """
     assert isinstance(document.arrays, LiveArrays)
-    _Writer(sink).write(document, document.arrays)
+    _Writer(sink, document, document.arrays).write()
 
 
 class _Writer:
-    def __init__(self, sink: Sink) -> None:
+    """Writes one document. All that can be refused is refused when it is made, before the first byte."""
+
+    def __init__(self, sink: Sink, document: Document, arrays: LiveArrays) -> None:
         self._sink = sink
+        self._arrays = arrays
+        self._heading = {key: _packed(value) for key, value in _heading(document).items()}
+        self._content = {"shared": _packed(document.shared), "structure": _packed(document.structure)}
         self._specs: dict[int, _Layout] = {}  # by the spec's id: equal specs are one object
-        self._spec_column: list[int] = []
-        self._offsets: list[int] = []
+        self._layouts = [self._layout(spec) for spec in arrays.specs]
+        for index, how in enumerate(self._layouts):
+            if how.text:
+                _check_text(arrays.host(index))
+        self._offsets = [0] * len(arrays.specs)
         self._blob_at: list[int] = []
         self._blob_size: list[int] = []
         self._hashes: list[int] = []
         self._total = 0
 
-    def write(self, document: Document, arrays: LiveArrays) -> None:
+    def _layout(self, spec: ArraySpec) -> _Layout:
+        how = self._specs.get(id(spec))
+        if how is None:
+            how = self._specs[id(spec)] = _Layout(len(self._specs), spec)
+        return how
+
+    def write(self) -> None:
         self._sink.write(layout.HEADER)
-        self._write_arrays(arrays)
-        index = self._pack_index(document)
+        self._write_arrays()
+        index = self._index()
         start = self._sink.position
         trailer = layout.TRAILER.pack(
             layout.TRAILER_HEAD, start, len(index), xxhash.xxh3_64_intdigest(index), layout.MAGIC
@@ -57,17 +78,13 @@ class _Writer:
 
     # Arrays.
 
-    def _write_arrays(self, arrays: LiveArrays) -> None:
+    def _write_arrays(self) -> None:
         """Write large arrays as they come, and gather small ones; a pack is written when it is full."""
-        self._offsets = [0] * len(arrays.specs)
+        arrays = self._arrays
         pack: list[bytes] = []
         members: list[int] = []
         size = 0
-        for index, spec in enumerate(arrays.specs):
-            how = self._specs.get(id(spec))
-            if how is None:
-                how = self._specs[id(spec)] = _Layout(len(self._specs), spec)
-            self._spec_column.append(how.number)
+        for index, how in enumerate(self._layouts):
             if how.large:
                 self._offsets[index] = self._write_large(arrays.host(index))
                 continue
@@ -131,46 +148,70 @@ class _Writer:
 
     # Index.
 
-    def _pack_index(self, document: Document) -> bytes:
-        from .. import __version__
-
-        specs = [how.spec for how in self._specs.values()]
-        index = {
-            "format": layout.VERSION,
-            "library": __version__,
-            "metadata": document.metadata,
-            "arrays": {
-                "specs": [[s.kind, describe(s.dtype), list(s.shape)] for s in specs],
-                "spec": _column(self._spec_column, "<u4"),
-                "offset": _column(self._offsets, "<u8"),
-                "blob_at": _column(self._blob_at, "<u8"),
-                "blob_size": _column(self._blob_size, "<u8"),
-                "hashes": _column(self._hashes, "<u8"),
-                "hash_block": layout.HASH_BLOCK,
-            },
-            "shared": document.shared,
-            "structure": document.structure,
+    def _index(self) -> bytes:
+        table = {
+            "specs": [how.row for how in self._specs.values()],
+            "spec": _column([how.number for how in self._layouts], "<u4"),
+            "offset": _column(self._offsets, "<u8"),
+            "blob_at": _column(self._blob_at, "<u8"),
+            "blob_size": _column(self._blob_size, "<u8"),
+            "hashes": _column(self._hashes, "<u8"),
+            "hash_block": layout.HASH_BLOCK,
         }
-        try:
-            packed: bytes = msgpack.packb(index, use_bin_type=True)
-        except (ValueError, OverflowError) as error:
-            raise SerializationError(
-                f"The structure of the tree cannot be packed: {error}. It may nest deeper than the 1024 levels that "
-                "MessagePack libraries read."
-            ) from error
-        return packed
+        parts = {**self._heading, "arrays": _packed(table), **self._content}
+        head = msgpack.Packer().pack_map_header(len(parts))
+        return b"".join([head, *(part for key, value in parts.items() for part in (_packed(key), value))])
+
+
+def _heading(document: Document) -> dict[str, Value]:
+    from .. import __version__
+
+    return {"format": layout.VERSION, "library": __version__, "metadata": document.metadata}
+
+
+def _packed(value: Value) -> bytes:
+    try:
+        packed: bytes = msgpack.packb(value, use_bin_type=True)
+    except (ValueError, OverflowError) as error:
+        raise SerializationError(
+            f"The structure of the tree cannot be packed: {str(error).rstrip('.')}. It may nest deeper than the 1024 "
+            "levels that MessagePack libraries read."
+        ) from error
+    return packed
+
+
+def _check_text(array: Array) -> None:
+    try:
+        check_text(array)
+    except ValueError as error:
+        raise SerializationError(
+            f"An array {format_array(array.dtype, array.shape)} holds {error}. It was made of bytes that are no text: "
+            "save it as what it is, such as array.view(numpy.uint8)."
+        ) from error
 
 
 class _Layout:
     """How the arrays of one spec are written."""
 
     def __init__(self, number: int, spec: ArraySpec) -> None:
+        _check_size(spec)
         stored = storage_dtype(spec.dtype)
         self.number = number
-        self.spec = spec
+        self.row = [spec.kind, describe(spec.dtype), list(spec.shape)]
         self.large = spec.size * stored.itemsize >= layout.PACKED_BELOW
-        self.plain = stored == spec.dtype and not _padded_float(stored)
+        self.plain = stored == spec.dtype and not _has_padding(stored)
+        self.text = spec.dtype.kind == "U" or spec.dtype.names is not None
         self.alignment = _alignment(stored)
+
+
+def _check_size(spec: ArraySpec) -> None:
+    try:
+        check_size(spec.dtype, spec.shape)
+    except ValueError as error:
+        raise SerializationError(
+            f"Cannot save an array {format_array(spec.dtype, spec.shape)}: it would take {error}, and no reader would "
+            "accept the file. Remove the padding first: numpy.lib.recfunctions.repack_fields(array)."
+        ) from error
 
 
 class _Block:
@@ -198,7 +239,7 @@ class _Block:
 
 def _pieces(array: Array, stored: np.dtype[Any]) -> Iterator[memoryview]:
     """Give the bytes of an array in C order and in the dtype of the file, from where they lie if they lie so."""
-    if array.dtype == stored and array.flags.c_contiguous and not _padded_float(stored):
+    if array.dtype == stored and array.flags.c_contiguous and not _has_padding(stored):
         yield array.reshape(-1).view(np.uint8).data
         return
     rows = max(1, _STAGING // max(1, stored.itemsize))
@@ -210,22 +251,42 @@ def _pieces(array: Array, stored: np.dtype[Any]) -> Iterator[memoryview]:
 
 def _converted(array: Array, stored: np.dtype[Any]) -> Array:
     array = array.astype(stored, copy=False)
-    return _without_padding(array) if _padded_float(stored) else array
+    if _has_padding(stored):
+        array = np.array(array, order="C")
+        _clear_padding(array)
+    return array
 
 
 def _small_bytes(array: Array) -> bytes:
     return _converted(array, storage_dtype(array.dtype)).tobytes()
 
 
-def _padded_float(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind in "fc" and dtype.itemsize in (16, 32) and np.finfo(dtype).nmant == 63
+def _has_padding(dtype: np.dtype[Any]) -> bool:
+    """Tell whether elements, or fields of them, are 80-bit floats: these have bytes that hold nothing."""
+    if dtype.subdtype is not None:
+        return _has_padding(dtype.subdtype[0])
+    if dtype.fields is not None:
+        return any(_has_padding(field[0]) for field in dtype.fields.values())
+    return dtype.kind in "fc" and dtype.itemsize > _LONG_DOUBLE and np.finfo(dtype).nmant == 63
 
 
-def _without_padding(array: Array) -> Array:
-    """Clear the bytes of an 80-bit float that hold nothing: they would be whatever memory held before."""
-    clean = np.array(array, order="C")
-    clean.reshape(-1).view(np.uint8).reshape(-1, 16)[:, 10:] = 0
-    return clean
+def _clear_padding(array: Array) -> None:
+    """Clear the bytes of 80-bit floats that hold nothing: they would be whatever memory held before."""
+    dtype = array.dtype
+    for name in dtype.names or ():
+        _clear_padding(array[name])
+    if dtype.names is None and _has_padding(dtype):
+        size = dtype.itemsize // (2 if dtype.kind == "c" else 1)
+        starts = range(_LONG_DOUBLE, dtype.itemsize, size)
+        gaps = np.dtype(
+            {
+                "names": [f"{start}" for start in starts],
+                "formats": [f"V{size - _LONG_DOUBLE}"] * len(starts),
+                "offsets": list(starts),
+                "itemsize": dtype.itemsize,
+            }
+        )
+        array.view(gaps)[...] = np.zeros((), gaps)
 
 
 def _alignment(dtype: np.dtype[Any]) -> int:

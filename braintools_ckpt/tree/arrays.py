@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..document import LEAF, LIST, ArraySpec, Value
-from ..dtypes import describe, parse, storage_dtype
-from ..errors import LinkedPath, SerializationError
+from ..dtypes import check_size, check_text, describe, parse, storage_dtype
+from ..errors import LinkedPath, SerializationError, format_array
 from .decode import Decoder
 from .encode import Encoder, Trouble
 from .merge import Build, Merger, Want, constant, plain_want
 from .registry import Handler, Registry
+from .scalars import Form, ValueHandler, check, no_subclass
 
 Array = np.ndarray[Any, Any]
+_NONE = type(None)
 _STRING_DTYPE: Any = getattr(getattr(np, "dtypes", None), "StringDType", None)
 
 
@@ -28,6 +31,9 @@ class ArrayHandler(Handler):
         dtype = array.dtype
         if type(array) is np.ndarray and dtype.kind in "fiubc":
             return encoder.array(dtype, array.shape, "numpy", array)
+        kind = _SUBCLASS_NAMES.get(type(array))
+        if kind is None and type(array) is not np.memmap:  # which is an array like any other once it is read
+            no_subclass(array, np.ndarray, "Save np.asarray(x)")
         if _STRING_DTYPE is not None and isinstance(dtype, _STRING_DTYPE):
             return _encode_strings(array, encoder)
         if dtype.hasobject:
@@ -38,27 +44,35 @@ class ArrayHandler(Handler):
                 )
             )
         value = encoder.array(dtype, array.shape, "numpy", array)
-        kind = _SUBCLASS_NAMES.get(type(array))
         return encoder.leaf("numpy.subclass", value, kind=kind) if kind else value
 
     def plan(self, target: Array, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Ask for an array of the target's shape and dtype."""
-        if type(value) is list and value[0] == LEAF and value[1] in ("numpy.strings", "numpy.subclass"):
-            return _plan_special(target, value, path, merger)
+        tag = value[1] if type(value) is list and value[0] == LEAF else None
+        if tag == "numpy.strings":
+            return _plan_strings(target, value, path, merger)
+        if tag == "numpy.subclass":
+            value = value[2]  # the result is of the target's class
         dtype = target.dtype
         want = plain_want("numpy", dtype, target.shape) if dtype.kind in "fiubc" else Want("numpy", dtype, target.shape)
-        return merger.plan_array(target, want, value, path)
+        array = merger.plan_array(target, want, value, path)
+        return array if type(target) is np.ndarray else partial(_as_subclass, array, target)
 
 
-def _plan_special(target: Array, value: Value, path: LinkedPath, merger: Merger) -> Build:
+def _as_subclass(build: Build, target: Array) -> Array:
+    array: Array = build()
+    kind = type(target) if type(target) in _SUBCLASS_NAMES else np.ndarray
+    return array if array is target else array.view(kind)
+
+
+def _plan_strings(target: Array, value: Value, path: LinkedPath, merger: Merger) -> Build:
     found = merger.decode_now(value)
+    expected, got = (format_array(array.dtype, array.shape) for array in (target, found))
     if found.shape != target.shape:
-        texts = f"{target.dtype}{list(target.shape)}", f"{found.dtype}{list(found.shape)}"
-        return merger.mismatch("shape", target, path, "Array shape mismatch", *texts)
+        return merger.mismatch("shape", target, path, "Array shape mismatch", expected, got)
     if found.dtype != target.dtype:
-        texts = f"{target.dtype}{list(target.shape)}", f"{found.dtype}{list(found.shape)}"
-        return merger.mismatch("dtype", target, path, "Array dtype mismatch", *texts)
-    return constant(found.view(type(target)))
+        return merger.mismatch("dtype", target, path, "Array dtype mismatch", expected, got)
+    return constant(found)
 
 
 class SubclassHandler(Handler):
@@ -98,7 +112,7 @@ class StringsHandler(Handler):
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Fill a new array with the strings."""
-        options: dict[str, Any] = {"coerce": attributes["coerce"]}
+        options: dict[str, Any] = {"coerce": check(attributes["coerce"], bool)}
         if "na" in attributes:
             options["na_object"] = decoder.decode(attributes["na"])
         items = decoder.sequence(state)
@@ -172,10 +186,13 @@ def bytes_to_array(data: Any, dtype: np.dtype[Any], shape: Any) -> Array:
     shape = tuple(shape)
     size = int(np.prod(shape, dtype=object)) if shape else 1
     if any(type(n) is not int or n < 0 for n in shape) or size * stored.itemsize != len(data):
-        raise ValueError(f"{len(data)} bytes do not make {dtype}{list(shape)}")
+        raise ValueError(f"{len(data)} bytes do not make {format_array(dtype, shape)}")
+    check_size(dtype, shape)
     if stored.itemsize == 0:
         return np.zeros(shape, dtype)
-    return np.frombuffer(data, stored).reshape(shape).astype(dtype)
+    array = np.frombuffer(data, stored).reshape(shape)
+    check_text(array)
+    return array.astype(dtype)
 
 
 class MaskedArrayHandler(Handler):
@@ -185,6 +202,7 @@ class MaskedArrayHandler(Handler):
 
     def encode(self, array: Any, encoder: Encoder) -> Value:
         """Write data and mask as arrays."""
+        no_subclass(array, np.ma.MaskedArray, "Save np.ma.array(x.data, mask=x.mask)")
         state = {
             "data": encoder.encode(np.asarray(array.data)),
             "mask": None if array.mask is np.ma.nomask else encoder.encode(np.asarray(array.mask)),
@@ -195,32 +213,44 @@ class MaskedArrayHandler(Handler):
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Put data and mask together."""
         parts = decoder.fields(state)
-        mask = np.ma.nomask if parts["mask"] is None else parts["mask"]
-        array: Any = np.ma.MaskedArray(parts["data"], mask=mask, hard_mask=attributes["hard"])
-        if parts["fill_value"] is not None:
-            array._fill_value = parts["fill_value"]  # the setter would cast it, which can overflow
-        return array
+        data, fill_value = parts["data"], parts["fill_value"]
+        if not hasattr(data, "dtype") or np.shape(fill_value) != ():
+            raise TypeError("expected data and fill value to be arrays, the latter without dimensions")
+        check(parts["mask"], (_NONE, np.empty(data.shape, np.ma.make_mask_descr(data.dtype))))
+        return _masked(parts, check(attributes["hard"], bool))
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
-        """Ask for the parts in the target's dtype; the mask is the file's."""
+        """Ask for the parts in the target's dtype; if one of them does not fit, the target stays whole."""
+        dtype, shape = target.dtype, target.shape
         if not (type(value) is list and value[0] == LEAF and value[1] == self.tag):
-            return merger.leaf_mismatch(target, f"masked {target.dtype}{list(target.shape)}", value, path)
-        state = value[2]
-        before = len(merger.report.found)
-        want = Want("numpy", target.dtype, target.shape)
-        data = merger.plan_array(np.asarray(target.data), want, state["data"], (path, "data"))
-        if len(merger.report.found) > before:
-            return constant(target)
-        whole = merger.plan_decoded(value)
+            return merger.leaf_mismatch(target, f"masked {format_array(dtype, shape)}", value, path)
+        wants = {
+            "data": Want("numpy", dtype, shape),
+            "mask": Want("numpy", np.ma.make_mask_descr(dtype), shape),
+            "fill_value": Want("numpy", dtype, ()),
+        }
+        state, hard = value[2], check(value[3]["hard"], bool)
+        with merger.together() as together:
+            builds = {
+                name: merger.plan_array(object(), want, state[name], (path, name))
+                for name, want in wants.items()
+                if name == "data" or state[name] is not None
+            }
 
         def build() -> Any:
-            loaded = whole()
-            result: Any = np.ma.MaskedArray(data(), mask=loaded.mask, hard_mask=loaded.hardmask)
-            if loaded._fill_value is not None:
-                result._fill_value = loaded._fill_value
-            return result
+            if not together.fits():
+                return target
+            return _masked({name: builds[name]() if name in builds else None for name in wants}, hard)
 
         return build
+
+
+def _masked(parts: dict[str, Any], hard: bool) -> Any:
+    mask = np.ma.nomask if parts["mask"] is None else parts["mask"]
+    array: Any = np.ma.MaskedArray(parts["data"], mask=mask, hard_mask=hard)
+    if parts["fill_value"] is not None:
+        array._fill_value = parts["fill_value"]  # the setter would cast it, which can overflow
+    return array
 
 
 def _own_fill_value(array: Any) -> Array | None:
@@ -231,11 +261,29 @@ def _own_fill_value(array: Any) -> Array | None:
     return None if own.dtype == default.dtype and own.tobytes() == default.tobytes() else own
 
 
-_BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
+_WORDS32 = range(1 << 32)
+_LEFT_OVER = {"has_uint32": range(2), "uinteger": _WORDS32}  # half of a word that was drawn
+_PCG = {"state": {"state": range(1 << 128), "inc": range(1 << 128)}, **_LEFT_OVER}
+
+#: What the states of numpy's bit generators look like. Numpy itself checks no positions in their buffers, and reads
+#: outside of its memory when the next number is drawn.
+_BIT_GENERATORS: dict[str, dict[str, Form]] = {
+    "PCG64": _PCG,
+    "PCG64DXSM": _PCG,
+    "MT19937": {"state": {"key": np.empty(624, np.uint32), "pos": range(625)}},
+    "Philox": {
+        "state": {"counter": np.empty(4, np.uint64), "key": np.empty(2, np.uint64)},
+        "buffer": np.empty(4, np.uint64),
+        "buffer_pos": range(5),
+        **_LEFT_OVER,
+    },
+    "SFC64": {"state": {"state": np.empty(4, np.uint64)}, **_LEFT_OVER},
+}
+_GAUSS = {"has_gauss": range(2), "gauss": float}
 
 
 class GeneratorHandler(Handler):
-    """``numpy.random.Generator`` and ``RandomState``: the state of their bit generator."""
+    """``numpy.random.Generator`` and ``RandomState``: the state of their bit generator, and what it was seeded with."""
 
     def __init__(self, ty: type, tag: str) -> None:
         self.type = ty
@@ -243,7 +291,19 @@ class GeneratorHandler(Handler):
 
     def encode(self, generator: Any, encoder: Encoder) -> Value:
         """Write the state as numpy gives it."""
-        state = generator.get_state(legacy=False) if self.tag == "numpy.randomstate" else generator.bit_generator.state
+        no_subclass(generator, self.type, "Save its state")
+        if self.tag == "numpy.randomstate":
+            return encoder.leaf(self.tag, self._state(generator.get_state(legacy=False), encoder))
+        state = self._state(generator.bit_generator.state, encoder)
+        seeds = getattr(generator.bit_generator, "seed_seq", None)
+        if type(seeds) is not np.random.SeedSequence:
+            return encoder.leaf(self.tag, state)
+        try:
+            return encoder.leaf(self.tag, state, seed_seq=encoder.encode(seeds))
+        except Trouble as trouble:
+            raise trouble.at("seed_seq")  # noqa: B904
+
+    def _state(self, state: dict[str, Any], encoder: Encoder) -> Value:
         name = state["bit_generator"]
         if name not in _BIT_GENERATORS:
             raise Trouble(
@@ -252,27 +312,70 @@ class GeneratorHandler(Handler):
                     f"{', '.join(_BIT_GENERATORS)}."
                 )
             )
-        return encoder.leaf(self.tag, encoder.mapping(state))
+        return encoder.mapping(state)
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Make a generator in that state."""
         values = decoder.fields(state)
-        name = values["bit_generator"]
+        name = check(values["bit_generator"], str)
         if name not in _BIT_GENERATORS:
-            raise ValueError(f"unknown bit generator {name!r}")
-        bit_generator = getattr(np.random, name)(0)
-        generator = self.type(bit_generator)
-        if self.tag == "numpy.randomstate":
+            raise ValueError(f"unknown bit generator {name[:80]!r}")
+        legacy = self.tag == "numpy.randomstate"
+        check(values, {"bit_generator": str, **_BIT_GENERATORS[name], **(_GAUSS if legacy else {})})
+        bit_generator = getattr(np.random, name)
+        if legacy:
+            generator = self.type(bit_generator(0))
             generator.set_state(values)
+            return generator
+        if "seed_seq" in attributes:
+            seeds = check(decoder.decode(attributes["seed_seq"]), np.random.SeedSequence)
         else:
-            bit_generator.state = values
-        return generator
+            # Streams that are spawned later have to differ from those of other generators without one.
+            drawn = bit_generator(0)
+            drawn.state = values
+            seeds = np.random.SeedSequence(drawn.random_raw(4).tolist())
+        seeded = bit_generator(seeds)
+        seeded.state = values
+        return self.type(seeded)
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Take the file's generator if it is one of the same kind; the target's own is not touched."""
         if not (type(value) is list and value[0] == LEAF and value[1] == self.tag):
             return merger.leaf_mismatch(target, f"a {self.tag}", value, path)
         return merger.plan_decoded(value)
+
+
+def _from_seeds(seeds: np.random.SeedSequence) -> dict[str, Any]:
+    state: dict[str, Any] = dict(seeds.state)
+    seed = state["entropy"]
+    state["entropy"] = int(seed) if isinstance(seed, (int, np.integer)) else _integers(seed)
+    state["spawn_key"] = _integers(state["spawn_key"])
+    return state
+
+
+def _integers(seed: Any) -> list[int]:
+    # Numpy takes ints, their text, and sequences of these within each other, for the sequence of all of them.
+    if isinstance(seed, str):
+        return [int(seed, 16 if seed.startswith("0x") else 10)]
+    if isinstance(seed, (int, np.integer)):
+        return [int(seed)]
+    return [number for part in seed for number in _integers(part)]
+
+
+def _to_seeds(state: dict[str, Any]) -> np.random.SeedSequence:
+    entropy, spawn_key = state["entropy"], state["spawn_key"]
+    for number in (*(entropy if type(entropy) is list else ()), *spawn_key):
+        check(number, int)
+    return np.random.SeedSequence(
+        entropy,
+        spawn_key=spawn_key,
+        pool_size=state["pool_size"],
+        n_children_spawned=state["n_children_spawned"],
+    )
+
+
+# A pool costs time with the square of its size; numpy's own is 4.
+_SEEDS = {"entropy": (int, list), "spawn_key": list, "pool_size": range(4, 257), "n_children_spawned": _WORDS32}
 
 
 def set_up(registry: Registry) -> None:
@@ -283,5 +386,7 @@ def set_up(registry: Registry) -> None:
     registry.register(np.ma.MaskedArray, MaskedArrayHandler())
     registry.register(np.random.Generator, GeneratorHandler(np.random.Generator, "numpy.generator"))
     registry.register(np.random.RandomState, GeneratorHandler(np.random.RandomState, "numpy.randomstate"))
+    seeds = ValueHandler(np.random.SeedSequence, "numpy.seedsequence", _SEEDS, _from_seeds, _to_seeds, tracked=True)
+    registry.register(np.random.SeedSequence, seeds)
     for handler in (SubclassHandler(), StringsHandler(), InlineArrayHandler()):
         registry.register_tag(handler)

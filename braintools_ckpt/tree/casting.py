@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..dtypes import largest
+
 Array = np.ndarray[Any, Any]
+_SAFE = {"UU", "SS", "VV", "mm", "MM"}
 _BOOL, _INT, _FLOAT, _COMPLEX = range(4)
 
 
@@ -21,28 +24,34 @@ def rank(dtype: np.dtype[Any]) -> int | None:
     plain = {"b": _BOOL, "i": _INT, "u": _INT, "f": _FLOAT, "c": _COMPLEX}.get(dtype.kind)
     if plain is not None or dtype.names is not None or dtype.type.__module__.partition(".")[0] != "ml_dtypes":
         return plain
-    return _INT if "int" in dtype.name else _FLOAT
+    return _INT if "int" in dtype.name else _COMPLEX if "complex" in dtype.name else _FLOAT
 
 
 @cache
 def castable(source: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
     """Tell whether a cast is one of the same kind (or to a wider kind).
 
-    Whether the values survive it is checked when they are read.
+    The fields of records are matched by name, in any order, and each has to be castable. Whether the values survive is
+    checked when they are read.
     """
+    if source.names is not None or wanted.names is not None:
+        names = source.names or ()
+        same = (source.names is None) is (wanted.names is None) and set(names) == set(wanted.names or ())
+        return same and all(castable(source[name], wanted[name]) for name in names)
+    if source.subdtype is not None or wanted.subdtype is not None:
+        return source.shape == wanted.shape and castable(source.base, wanted.base)
     low, high = rank(source), rank(wanted)
     if low is not None and high is not None:
         return low <= high
-    if low is not None or high is not None:
-        return False
-    try:
-        return np.can_cast(source, wanted, "safe")
-    except TypeError:
-        return False
+    # Numpy has more casts that it calls safe: bytes to text, which fails on what is no ASCII, and moments to text.
+    return source.kind + wanted.kind in _SAFE and np.can_cast(source, wanted, "safe")
 
 
 def cast(array: Array, dtype: np.dtype[Any]) -> Array:
-    """Cast an array; integers must keep every value, and floats may lose digits but not become infinite.
+    """Cast an array, field by field if it holds records.
+
+    Integers and moments must keep every value. Floats may be rounded, and those that are too small for the wanted type
+    may become 0, but nan, inf and what is too large must not become anything else.
 
     Raises
     ------
@@ -51,20 +60,50 @@ def cast(array: Array, dtype: np.dtype[Any]) -> Array:
     """
     if array.dtype == dtype:
         return array
+    if dtype.names is not None:
+        records: Array = np.zeros(array.shape, dtype)
+        for name in dtype.names:
+            field = records[name]
+            field[...] = cast(array[name], field.dtype)
+        return records
     with np.errstate(all="ignore"):
-        result = array.astype(dtype)
-        low, high = rank(array.dtype), rank(dtype)
-        if low == _INT and not _same_integers(array, result):
+        try:
+            result = array.astype(dtype)
+        except OverflowError:  # numpy raises it for some moments, and wraps around for others
+            raise Misfit from None
+        if not _survives(array, result):
             raise Misfit
-        if low in (_FLOAT, _COMPLEX) and high is not None and _narrower(dtype, array.dtype):
-            lost = ~np.isfinite(result) & np.isfinite(array)
-            if lost.any():
-                raise Misfit
     return result
 
 
-def _narrower(wanted: np.dtype[Any], source: np.dtype[Any]) -> bool:
-    return not np.can_cast(source, wanted, "safe")
+def _survives(before: Array, after: Array) -> bool:
+    low = rank(before.dtype)
+    if low is None:
+        return before.dtype.kind not in "mM" or _same_moments(before, after)
+    if low == _BOOL:
+        return rank(after.dtype) == _BOOL or _same_integers(before.view(np.uint8), after)
+    if low == _INT:
+        return _same_integers(before, after)
+    return np.can_cast(before.dtype, after.dtype, "safe") or all(
+        _same_floats(*parts) for parts in zip(_parts(before), _parts(after), strict=False)
+    )
+
+
+def _same_moments(before: Array, after: Array) -> bool:
+    # As integers: NaT, which equals nothing, is one of them.
+    return bool(np.array_equal(after.astype(before.dtype).view(np.int64), before.view(np.int64)))
+
+
+def _parts(array: Array) -> tuple[Array, ...]:
+    return (array.real, array.imag) if array.dtype.kind == "c" else (array,)
+
+
+def _same_floats(before: Array, after: Array) -> bool:
+    same = (np.isnan(before) == np.isnan(after)) & (np.isinf(before) == np.isinf(after))
+    same &= (before != 0) | (after == 0)
+    if after.dtype.type.__module__ != "numpy" and rank(after.dtype) == _FLOAT:
+        same &= np.isinf(before) | ~(np.abs(before) > largest(after.dtype))
+    return bool(same.all())
 
 
 def _same_integers(before: Array, after: Array) -> bool:

@@ -21,7 +21,7 @@ from ..document import FLATTED_TAGS, ITEMS, LEAF, LIST, NODE, Value
 from ..errors import LinkedPath
 from .decode import Decoder, NamedKey, decode_key
 from .encode import Encoder
-from .merge import Build, Merger, constant, describe
+from .merge import Build, Merger, describe
 from .mismatch import format_keys
 from .registry import Handler, Registry, registry
 from .scalars import base_reason, class_name
@@ -49,16 +49,18 @@ def as_items(value: Value) -> dict[Any, Value] | None:
 
 def _nested(items: dict[Any, Value]) -> dict[Any, Value]:
     """Turn tuples of steps into nested mappings, one step at a time."""
-    result: dict[Any, Value] = {}
+    leaves: dict[Any, Value] = {}
+    below: dict[Any, list[Value]] = {}
     for path, item in items.items():
-        steps = path if type(path) is tuple else (path,)
-        if len(steps) == 1:
-            result[steps[0]] = item
+        first, *rest = path if type(path) is tuple else (path,)
+        if rest:
+            below.setdefault(first, [ITEMS]).extend(([NODE, "tuple", [LIST, *rest]], item))
         else:
-            rest = [NODE, "tuple", [LIST, *steps[1:]]]
-            node = result.setdefault(steps[0], [NODE, "brainstate.FlattedDict", [ITEMS]])
-            node[2] += (rest, item)
-    return result
+            leaves[first] = item
+    clash = leaves.keys() & below.keys()
+    if clash:
+        raise ValueError(f"the keys {sorted(map(repr, clash))} are leaves, and lead to other leaves as well")
+    return leaves | {first: [NODE, "brainstate.FlattedDict", rest] for first, rest in below.items()}
 
 
 def as_elements(value: Value) -> list[Value] | None:
@@ -84,7 +86,7 @@ def plan_elements(targets: list[Any], elements: list[Value], path: LinkedPath, m
             found=str(len(elements)),
         )
     plans = [merger.plan(t, v, (path, i)) for i, (t, v) in enumerate(zip(targets, elements, strict=False))]
-    plans.extend(constant(target) for target in targets[len(elements) :])
+    plans.extend(merger.keep(target) for target in targets[len(elements) :])
     return plans
 
 
@@ -99,7 +101,8 @@ def plan_fields(
 
     ``step`` turns a key into the step of a path that messages name.
     """
-    names = {key: key if key in items else _name_in(items, key) for key in targets}
+    plain = all(type(key) is str for key in items)  # as state dicts are
+    names = {key: key if key in items else _name_in(items, key, plain) for key in targets}
     missing = [key for key, name in names.items() if name is _MISSING]
     if missing:
         note_missing(missing, path, merger)
@@ -107,16 +110,21 @@ def plan_fields(
         known = set(names.values())
         note_unexpected([key for key in items if key not in known], path, merger)
     return [
-        (key, constant(target) if names[key] is _MISSING else merger.plan(target, items[names[key]], (path, step(key))))
+        (
+            key,
+            merger.keep(target)
+            if names[key] is _MISSING
+            else merger.plan(target, items[names[key]], (path, step(key))),
+        )
         for key, target in targets.items()
     ]
 
 
-def _name_in(items: Mapping[Any, Value], key: Any) -> Any:
+def _name_in(items: Mapping[Any, Value], key: Any, plain: bool) -> Any:
     """Find the key of a file that stands for a key of the target without being equal to it."""
-    if type(key) is not str:
-        if all(type(other) is str for other in items):  # a plain state dict
-            return str(key) if str(key) in items else _MISSING
+    if plain:
+        return str(key) if str(key) in items else _MISSING
+    if type(key) is not str and (key != key or not isinstance(key, (int, float))):
         for other in items:
             if _same_key(key, other):
                 return other
@@ -125,7 +133,7 @@ def _name_in(items: Mapping[Any, Value], key: Any) -> Any:
 
 def _same_key(key: Any, other: Any) -> bool:
     if isinstance(other, NamedKey):
-        return isinstance(key, enum.Enum) and key.name == other.name
+        return isinstance(key, enum.Enum) and (class_name(type(key)), key.name) == (other.owner, other.name)
     # nan does not equal itself, and is the same key all the same: what counts is how a key is written.
     return type(key) is type(other) and _written(key) == _written(other)
 
@@ -295,7 +303,9 @@ class SequenceHandler(Handler):
         plans = plan_elements(list(target), elements, path, merger)
         if isinstance(target, collections.deque):
             return lambda: _same_deque(target, (plan() for plan in plans))
-        return lambda: type(target)([plan() for plan in plans])
+        if type(target) is tuple or type(target) is list:
+            return lambda: type(target)([plan() for plan in plans])
+        return lambda: merger.call(target, path, lambda: type(target)([plan() for plan in plans]))
 
 
 def _same_deque(target: Any, items: Iterable[Any]) -> Any:
@@ -321,10 +331,9 @@ class NamedTupleHandler(Handler):
         fields = decoder.fields(state)
         name = attributes["class"]
         names = (name, *fields)
-        if len(names) > 256 or not all(n.isidentifier() and not keyword.iskeyword(n) for n in names):
-            return fields
-        if any(field.startswith("_") for field in fields):
-            return fields
+        usable = all(n.isidentifier() and not keyword.iskeyword(n) for n in names)
+        if len(names) > 256 or not usable or any(field.startswith("_") for field in fields):
+            return decoder.plain(state, lost_namedtuple(name))
         return _namedtuple_type(name, tuple(fields))(**fields)
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
@@ -348,10 +357,18 @@ class NamedTupleHandler(Handler):
                 keys=tuple(sorted(lacking or extra)),
             )
         plans = [
-            merger.plan(item, items[field], (path, field)) if field in items else constant(item)
+            merger.plan(item, items[field], (path, field)) if field in items else merger.keep(item)
             for field, item in zip(fields, target, strict=True)
         ]
         return lambda: type(target)._make(plan() for plan in plans)
+
+
+def lost_namedtuple(name: str) -> str:
+    """Say why a named tuple comes back as a plain map."""
+    return (
+        f"The checkpoint holds a namedtuple {name!r} whose field names only its own class can have: without a target "
+        "it is loaded as a plain dict. Pass a target to get the class back."
+    )
 
 
 def _without_envelope(items: dict[Any, Value], fields: tuple[str, ...]) -> dict[Any, Value]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..document import ARRAY, ITEMS, LEAF, LIST, REF, ArraySpec, Document, Value
-from ..errors import CheckpointError, CorruptCheckpointError, format_path
+from ..errors import CheckpointError, CorruptCheckpointError, Path, format_path
 from ..walking import walking
 from ..warn import warn
 from .encode import Trouble
@@ -119,7 +119,7 @@ class Decoder:
             return value
         key = self.decode(_named_enums(value))
         if isinstance(key, NamedKey):
-            return self.plain(key.name, lost_enum(value[3]["class"]))
+            return self.plain(str(key), lost_enum(key.owner))
         return key
 
     def fields(self, value: Value) -> dict[str, Any]:
@@ -158,13 +158,13 @@ def decode(document: Document, registry: Registry, array: Callable[[int], Any], 
     return run_decoder(Decoder(document, registry, array), document.structure if value is _PENDING else value)
 
 
-def run_decoder(decoder: Decoder, value: Value) -> Any:
+def run_decoder(decoder: Decoder, value: Value, prefix: Path = ()) -> Any:
     """Decode a value, turning internal trouble into public errors with a path."""
     try:
         with walking():
             return decoder.decode(value)
     except Trouble as trouble:
-        error = trouble.resolve()
+        error = trouble.resolve(prefix)
         raise error from (trouble.__cause__ or error.__cause__)
     except CheckpointError:
         raise
@@ -178,10 +178,14 @@ def run_decoder(decoder: Decoder, value: Value) -> Any:
 class NamedKey:
     """A dict key whose class only a target knows: the member of an enum."""
 
+    owner: str
     name: str
 
+    def __str__(self) -> str:
+        return f"{self.owner.rpartition('.')[2]}.{self.name}"
+
     def __repr__(self) -> str:
-        return self.name
+        return f"<{self}>"  # never the same as a string key
 
 
 def decode_key(value: Value) -> Any:
@@ -191,15 +195,25 @@ def decode_key(value: Value) -> Any:
     from .registry import registry
 
     decoder = Decoder(Document([LIST], _NoArrays()), registry, _no_array, quiet=True)
-    return run_decoder(decoder, _named_enums(value))
+    try:
+        value = _named_enums(value)
+    except BAD_STATE as error:
+        raise CorruptCheckpointError(f"The key {value!r:.80} is none that a dict can have.") from error
+    return run_decoder(decoder, value)
+
+
+def _lost(tag: str) -> bool:
+    from .registry import registry
+
+    return tag.startswith("class:") and registry.by_tag(tag) is None
 
 
 def _named_enums(value: Value) -> Value:
     """Let enum members stand as themselves wherever they are in a key, since a dict would not be hashable."""
     if type(value) is not list:
         return value
-    if value[0] == LEAF and value[1] == "enum":
-        return [LEAF, "enum.key", value[2]["name"]]
+    if value[0] == LEAF and (value[1] == "enum" or _lost(value[1])):
+        return [LEAF, "enum.key", [LIST, value[3]["class"], value[2]["name"]]]
     return [_named_enums(item) for item in value]
 
 

@@ -15,6 +15,7 @@ from .registry import Registry
 
 #: A larger array does not belong into metadata, which is read whole whenever a file is opened.
 MAX_METADATA_ARRAY = 1 << 16
+MAX_METADATA_VALUES = 1 << 20
 
 _IN_PROGRESS = object()
 _OBJECT = np.dtype(object)
@@ -83,11 +84,7 @@ class Encoder:
 
     def _encode_container(self, obj: Any, encode: Callable[[Any, Encoder], Value]) -> Value:
         self._memo[id(obj)] = (obj, _IN_PROGRESS)
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise Trouble(lambda path: SerializationError(_too_deep(path)))
         value = encode(obj, self)
-        self._depth -= 1
         self._memo[id(obj)] = (obj, value)
         return value
 
@@ -126,12 +123,19 @@ class Encoder:
         """Encode items as a list."""
         out: list[Value] = [LIST]
         index = 0
+        self._descend()
         try:
             for index, item in enumerate(items):  # noqa: B007  (the path of an error)
                 out.append(self.encode(item))
         except Trouble as trouble:
             raise trouble.at(index)  # noqa: B904  (the same trouble goes on)
+        self._depth -= 1
         return out
+
+    def _descend(self) -> None:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise Trouble(lambda path: SerializationError(_too_deep(path)))
 
     def mapping(self, items: Mapping[Any, Any]) -> Value:
         """Encode a mapping: as a plain map when all keys are strings, else as keys and values in turn."""
@@ -144,30 +148,37 @@ class Encoder:
         """Encode a mapping whose keys are known to be plain strings."""
         out: dict[str, Value] = {}
         key = None
+        self._descend()
         try:
             for key, item in items.items():
                 out[key] = self.encode(item)
         except Trouble as trouble:
             raise trouble.at(key)  # noqa: B904
+        self._depth -= 1
         return out
 
     def _items(self, items: Mapping[Any, Any]) -> Value:
         out: list[Value] = [ITEMS]
         key = None
+        self._descend()
         try:
             for key, item in items.items():
                 out.append(self._key(key))
                 out.append(self.encode(item))
         except Trouble as trouble:
             raise trouble.at(key)  # noqa: B904
+        self._depth -= 1
         return out
 
     def _key(self, key: Any) -> Value:
         arrays = len(self.arrays.specs)
+        memo, self._memo = self._memo, {}  # a key stands whole in each dict: references are for values
         try:
             value = self.encode(key)
         except Trouble:
             value = None
+        finally:
+            self._memo = memo
         if (value is None) is (key is None) and len(self.arrays.specs) == arrays:
             return value
         raise Trouble(
@@ -256,20 +267,25 @@ def encode_metadata(metadata: Mapping[str, Any], registry: Registry) -> dict[str
             + (f" with keys {list(metadata)!r}." if isinstance(metadata, Mapping) else ".")
         )
     encoder = Encoder(registry, inline=True)
-    value, shared = _run(encoder, dict(metadata), ("metadata",))
-    if shared or type(value) is not dict:
-        # Metadata has no shared table of its own: write what is shared as often as it occurs.
-        value = _inline_shared(value, shared)
-    return dict(value)
+    value, shared = _run(encoder, {str(key): item for key, item in metadata.items()}, ("metadata",))
+    if type(value) is not dict:
+        raise SerializationError("The keys of metadata must be valid text: one of them has an unpaired surrogate.")
+    # Metadata has no shared table of its own: what is shared is written as often as it occurs.
+    return {key: _inline_shared(item, shared, [MAX_METADATA_VALUES]) for key, item in value.items()}
 
 
-def _inline_shared(value: Value, shared: list[Value]) -> Value:
+def _inline_shared(value: Value, shared: list[Value], left: list[int]) -> Value:
+    left[0] -= 1
+    if left[0] < 0:
+        raise SerializationError(
+            f"Metadata is for small values: it has more than {MAX_METADATA_VALUES}. Save it in the tree instead."
+        )
     if type(value) is dict:
-        return {key: _inline_shared(item, shared) for key, item in value.items()}
+        return {key: _inline_shared(item, shared, left) for key, item in value.items()}
     if type(value) is list:
         if value[0] == REF:
-            return _inline_shared(shared[value[1]], shared)
-        return [_inline_shared(item, shared) for item in value]
+            return _inline_shared(shared[value[1]], shared, left)
+        return [_inline_shared(item, shared, left) for item in value]
     return value
 
 

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from ..document import ARRAY, LEAF, Document, Value, children, is_container
+from ..document import ARRAY, REF, Document, Value
 from ..errors import LinkedPath
-from .decode import decode_key
+from .view import View
 
 
 def locate(document: Document, index: int) -> LinkedPath:
     """Give the path of the first leaf that an entry of the array table belongs to."""
-    return _search(document, document.structure, index, None) or (None, f"array {index}")
+    seen: set[int] = set()
+    for leaf in View(document).leaves():
+        if not leaf.again and _holds(document, leaf.value, index, seen):
+            return leaf.path
+    return (None, f"array {index}")
 
 
-def _search(document: Document, value: Value, index: int, path: LinkedPath) -> LinkedPath:
-    value = document.resolve(value)
-    while type(value) is list and (value[0] == LEAF or (value[0] != ARRAY and not is_container(value))):
-        value = document.resolve(value[2]) if len(value) > 2 else None
-    if type(value) is list and value[0] == ARRAY:
-        return path if value[1] == index else None
-    if is_container(value):
-        for key, item in children(value, decode_key):
-            found = _search(document, item, index, (path, key))
-            if found is not None:
-                return found
-    return None
+def _holds(document: Document, value: Value, index: int, seen: set[int]) -> bool:
+    """Tell whether an array is in a value; ``seen`` are the shared values that do not have it."""
+    stack = [value]
+    while stack:
+        value = stack.pop()
+        if type(value) is dict:
+            stack.extend(value.values())
+        elif type(value) is list and value[0] == REF:
+            if value[1] not in seen:
+                seen.add(value[1])
+                stack.append(document.shared[value[1]])
+        elif type(value) is list and value[0] == ARRAY:
+            if value[1] == index:
+                return True
+        elif type(value) is list:
+            stack.extend(value[1:])
+    return False

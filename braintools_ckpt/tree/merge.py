@@ -10,8 +10,10 @@ one value once the arrays are read.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -19,6 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from ..document import ARRAY, LEAF, NODE, OPAQUE, REF, ArraySpec, Document, LiveArrays, Value
+from ..dtypes import fits_jax
 from ..errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -32,9 +35,9 @@ from ..errors import (
     unlink,
 )
 from ..walking import walking
-from .casting import Misfit, cast, castable, fit_number, rank, scale
+from .casting import Misfit, cast, castable, fit_number, scale
 from .decode import BAD_STATE, Decoder, run_decoder
-from .encode import Trouble
+from .encode import Trouble, encode
 from .locate import locate
 from .mismatch import MismatchKind, MismatchMode, MismatchReport
 from .registry import Registry
@@ -66,6 +69,24 @@ class Want(NamedTuple):
 def plain_want(kind: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Want:
     """Give the want of an array without a sharding; those of a kind are one object."""
     return Want(kind, dtype, shape)
+
+
+class Together:
+    """Whether all parts of one value fit: known in part when they are planned, and wholly when they are converted."""
+
+    def __init__(self, misfits: set[int], found: int, first: int) -> None:
+        self._misfits = misfits
+        self._found = found
+        self._slots = range(first, first)
+
+    def complete(self, found: int, last: int) -> None:
+        """Note which requests and mismatches the parts made."""
+        self._planned = found == self._found
+        self._slots = range(self._slots.start, last)
+
+    def fits(self) -> bool:
+        """Tell whether every part has got its value."""
+        return self._planned and self._misfits.isdisjoint(self._slots)
 
 
 #: One array that the plan needs: from where, as what, where it belongs, what stays if its values do not fit, and what
@@ -104,10 +125,15 @@ class Merger:
         self._requests: list[Request] = []
         self._results: list[Any] = []
         self._host: dict[int, Array] = {}
-        self._direct: list[int] = []  # arrays that are results as they are read
-        self._slots: dict[int, tuple[Any, Build, float]] = {}
+        self._host_users: set[int] = set()  # arrays that are results as they are read
+        self._slots: dict[tuple[int, int], tuple[Any, Build, float]] = {}
         self._plans: dict[tuple[int, int], tuple[Any, Build]] = {}
         self._whole_indices: set[int] = set()
+        self._seen: set[int] = set()
+        self.private: set[int] = set()
+        #: States of the target that a plan was made for: id -> (the state, the plan of its value).
+        self.states: dict[int, tuple[Any, Build]] = {}
+        self._misfits: set[int] = set()
         self._objects: dict[int, Any] = {}
         self._parts: list[Merger] = []
 
@@ -155,16 +181,22 @@ class Merger:
 
     def _request_array(self, index: int, target: Any, want: Want, path: LinkedPath) -> Build:
         # A target that stands in two places, and an array that stood in them too, are one object again.
-        known = self._slots.get(index)
-        if known is not None and known[0] is target and known[2] == self.ratio:
+        key = (index, id(target))
+        known = self._slots.get(key)
+        if known is not None and known[2] == self.ratio:
             return known[1]
         slot: Build
-        if known is None and want.kind == "numpy" and self.ratio == 1.0 and self.specs[index].dtype == want.dtype:
-            self._direct.append(index)
+        if (
+            index not in self._host_users
+            and want.kind == "numpy"
+            and self.ratio == 1.0
+            and self.specs[index].dtype == want.dtype
+        ):
+            self._host_users.add(index)
             slot = partial(self._host.__getitem__, index)
         else:
             slot = self._request(index, target, want, path)
-        self._slots[index] = (target, slot, self.ratio)
+        self._slots[key] = (target, slot, self.ratio)  # the target is kept, so its id stays its own
         return slot
 
     def _request_number(self, number: Any, target: Any, want: Want, path: LinkedPath) -> Build:
@@ -210,29 +242,39 @@ class Merger:
             return number if isinstance(number, (int, complex, np.generic)) else None
         return None
 
-    def plan_decoded(self, value: Value) -> Build:
+    def plan_decoded(self, value: Value, path: LinkedPath = None) -> Build:
         """Plan a value that is taken as the file has it: it is decoded without a target."""
         self._need(value)
-        return lambda: run_decoder(self.decoder, value)
+        return lambda: run_decoder(self.decoder, value, self.whole_path(path))
 
-    def decode_now(self, value: Value) -> Any:
+    def decode_now(self, value: Value, path: LinkedPath = None, decoder: type[Decoder] = Decoder) -> Any:
         """Decode a value while planning; if it holds arrays, they are read now."""
         self._need(value)
         self._read_whole()
-        return run_decoder(self.decoder, value)
+        own = self.decoder if decoder is Decoder else decoder(self.document, self.registry, self._whole)
+        return run_decoder(own, value, self.whole_path(path))
 
-    def _need(self, value: Value) -> None:
+    def _need(self, value: Value, inside: bool = False) -> None:
+        """Note the arrays that a value holds; what is shared is looked into once.
+
+        Those inside of a leaf (the state of a generator) are its own business, and stay of the kind that they were.
+        """
         if type(value) is dict:
             for item in value.values():
-                self._need(item)
+                self._need(item, inside)
         elif type(value) is list:
             if value[0] == ARRAY:
                 self._whole_indices.add(value[1])
+                if inside:
+                    self.private.add(value[1])
             elif value[0] == REF:
-                self._need(self.document.shared[value[1]])
+                if value[1] not in self._seen:
+                    self._seen.add(value[1])
+                    self._need(self.document.shared[value[1]], inside)
             else:
+                inside = inside or (value[0] == LEAF and value[1] != "brainunit.Quantity")
                 for item in value[1:]:
-                    self._need(item)
+                    self._need(item, inside)
 
     def part(self, document: Document) -> Merger:
         """Give a merger for a document that takes the place of a part of this one (an upgraded state)."""
@@ -253,6 +295,18 @@ class Merger:
                 f"the target failed ({type(error).__name__}: {error})."
             ) from error
 
+    def build_all(self, build: Build) -> Any:
+        """Make the result; all that can be known before is known."""
+        try:
+            return build()
+        except CheckpointError:
+            raise
+        except BAD_STATE as error:
+            raise CorruptCheckpointError(
+                "The result cannot be made: the checkpoint's structure is none that its types can have "
+                f"({type(error).__name__}: {error})."
+            ) from error
+
     # Mismatches.
 
     def mismatch(
@@ -260,7 +314,20 @@ class Merger:
     ) -> Build:
         """Note that something does not fit; the plan is then to keep the target's own value."""
         self.note(kind, path, f"{what}: expected {expected}, got {found}", expected=expected, found=found)
+        return self.keep(target)
+
+    def keep(self, target: Any) -> Build:
+        """Plan to keep the target's own value; a placeholder has none, so then the mismatch is an error in any mode."""
+        if self.options.mismatch != "error" and _holds_placeholder(target):
+            self.report.fatal = True
         return constant(target)
+
+    @contextmanager
+    def together(self) -> Iterator[Together]:
+        """Plan parts of one value, of which all or none may be taken."""
+        parts = Together(self._misfits, len(self.report.found), len(self._requests))
+        yield parts
+        parts.complete(len(self.report.found), len(self._requests))
 
     def leaf_mismatch(self, target: Any, expected: str, value: Value, path: LinkedPath) -> Build:
         """Note that the file holds something of another kind."""
@@ -289,12 +356,12 @@ class Merger:
         """Read all arrays that the plan asks for, in file order, and convert them."""
         self._read_whole()
         sources = [request[0] for request in self._requests if type(request[0]) is int]
-        indices = sorted({*sources, *self._direct})
+        indices = sorted({*sources, *self._host_users})
         self._host.update(zip(indices, self.document.arrays.read(indices), strict=True))
         uses = Counter(sources)
-        uses.update(self._direct)
-        for request in self._requests:
-            self._results.append(self._convert(request, uses))
+        uses.update(self._host_users)
+        for slot, request in enumerate(self._requests):
+            self._results.append(self._convert(slot, request, uses))
         self._place()
         for part in self._parts:
             part.execute()
@@ -306,7 +373,7 @@ class Merger:
         uses[source] -= 1
         return np.array(self._host[source]) if uses[source] else self._host.pop(source)
 
-    def _convert(self, request: Request, uses: Counter[int]) -> Any:
+    def _convert(self, slot: int, request: Request, uses: Counter[int]) -> Any:
         source, want, path, keep, ratio = request
         array = self._own(source, uses)
         try:
@@ -317,7 +384,9 @@ class Merger:
                 array = scale(array, ratio, want.dtype)
             array = cast(array, want.dtype)
         except Misfit:
-            found = format_array(array.dtype, array.shape) + " with values that do not survive the cast"
+            found = format_array(array.dtype, array.shape) + " with values that do not survive the "
+            found += "cast" if ratio == 1.0 else "conversion of their unit"
+            self._misfits.add(slot)
             self.mismatch("dtype", None, path, "Array dtype mismatch", str(want), found)
             return keep
         return array[()] if want.kind == "scalar" else array
@@ -325,7 +394,7 @@ class Merger:
     def _place(self) -> None:
         """Move what has to become jax arrays to its devices, all at once."""
         waiting = [i for i, (_, want, *_) in enumerate(self._requests) if want.kind in ("jax", "jax_weak")]
-        waiting = [i for i in waiting if self._results[i] is not self._requests[i][3]]
+        waiting = [i for i in waiting if i not in self._misfits]
         if not waiting:
             return
         wants = [self._requests[i][1] for i in waiting]
@@ -356,6 +425,7 @@ class Merger:
 
     def call(self, target: Any, path: LinkedPath, function: Callable[[], Any]) -> Any:
         """Let a user's handler restore an object; what it raises names the path, what it changes can be undone."""
+        mark = self.transaction.mark
         self.transaction.remember(target)
         outer = self.transaction.path
         self.transaction.path = self.whole_path(path)
@@ -363,6 +433,7 @@ class Merger:
             return function()
         except MismatchError as error:
             self.report.found.extend(error.mismatches)
+            self.transaction.roll_back(mark, error)
             return target
         except HandlerError:
             raise
@@ -402,12 +473,9 @@ def merge(document: Document, target: Any, registry: Registry, options: Options,
     MismatchError
         If something does not fit and ``options.mismatch`` is ``"error"``; all of it in one exception.
     """
-    report = MismatchReport(options.mismatch)
     with walking():
-        # Within, so that the plan is gone before the garbage collector, which would go over it, is back.
-        result = _merge(Merger(document, registry, options, report), target, path)
-    report.warn()
-    return result
+        # In a function, so that the plan is gone before the garbage collector, which would go over it, is back.
+        return _merge(Merger(document, registry, options), target, path)
 
 
 def _merge(merger: Merger, target: Any, path: LinkedPath) -> Any:
@@ -418,10 +486,11 @@ def _merge(merger: Merger, target: Any, path: LinkedPath) -> Any:
             merger.report.raise_errors()
             merger.execute()
             merger.report.raise_errors()
-            result = build()
+            result = merger.build_all(build)
         except Trouble as trouble:
             raise trouble.resolve(merger.whole_path(path)) from trouble.__cause__
         merger.report.raise_errors()
+        merger.report.warn()  # within: a warning may be an exception
     return result
 
 
@@ -431,10 +500,9 @@ def materialize(document: Document, indices: Sequence[int], merger: Merger) -> l
     if isinstance(document.arrays, LiveArrays) and mode == "saved":
         return document.arrays.objects(indices)
     arrays: list[Any] = document.arrays.read(indices)
-    if mode == "numpy":
-        return arrays
     specs = [document.arrays.specs[index] for index in indices]
-    on_device = [i for i, s in enumerate(specs) if s.kind != "numpy" or (mode == "jax" and _fits_jax(s.dtype))]
+    modes = ["saved" if index in merger.private else mode for index in indices]
+    on_device = [i for i, (spec, mode) in enumerate(zip(specs, modes, strict=True)) if _on_device(spec, mode)]
     if on_device:
         wants = [Want(specs[i].kind.replace("numpy", "jax"), specs[i].dtype, specs[i].shape) for i in on_device]
         on_file = [indices[i] for i in on_device]
@@ -444,10 +512,37 @@ def materialize(document: Document, indices: Sequence[int], merger: Merger) -> l
     return arrays
 
 
+def _on_device(spec: ArraySpec, mode: ArraysMode) -> bool:
+    if mode == "saved":
+        return spec.kind != "numpy"
+    return mode == "jax" and fits_jax(spec.dtype)
+
+
+def same_values(one: Any, other: Any, registry: Registry) -> bool:
+    """Tell whether two trees hold the same, bit for bit."""
+    first, second = encode(one, registry), encode(other, registry)
+    if repr((first.structure, first.shared, first.arrays.specs)) != repr(
+        (second.structure, second.shared, second.arrays.specs)
+    ):
+        return False
+    indices = range(len(first.arrays.specs))
+    pairs = zip(first.arrays.read(indices), second.arrays.read(indices), strict=True)
+    return all(a.tobytes() == b.tobytes() for a, b in pairs)
+
+
 def load_plain(document: Document, registry: Registry, options: Options) -> Any:
     """Load a document without a target."""
     merger = Merger(document, registry, options)
     return merger.decode_now(document.structure)
+
+
+def _holds_placeholder(target: Any) -> bool:
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return False
+    if isinstance(target, (dict, list, tuple)):
+        return any(map(_holds_placeholder, target.values() if isinstance(target, dict) else target))
+    return isinstance(target, jax.ShapeDtypeStruct)
 
 
 def constant(value: Any) -> Build:
@@ -492,10 +587,6 @@ def describe_spec(spec: ArraySpec) -> str:
 
 def _tags(value: Value) -> tuple[str, ...]:
     return (value[1],) if type(value) is list and value[0] in (NODE, LEAF) else ()
-
-
-def _fits_jax(dtype: np.dtype[Any]) -> bool:
-    return rank(dtype) is not None and dtype.isnative and dtype.itemsize <= 16 and dtype.name != "float128"
 
 
 def _number_dtype(want: Want) -> np.dtype[Any]:

@@ -17,6 +17,10 @@ MismatchKind: TypeAlias = Literal[
 _REMEDY = (
     "Nothing was loaded. Pass mismatch='warn' or mismatch='ignore' to keep the target's values where they do not fit"
 )
+_NOTHING_TO_KEEP = (
+    "Nothing was loaded: where something does not fit, the target holds a jax.ShapeDtypeStruct, which has no value to "
+    "keep. Pass a target with arrays there."
+)
 _REMEDIES: dict[str, str] = {
     "unexpected": ", or partial=True when the target names only a part",
     "scale": ", or units='convert' to convert units of the same dimension",
@@ -66,6 +70,8 @@ class MismatchReport:
         check_mode(mode)
         self.mode = mode
         self.found: list[Mismatch] = []
+        #: Something has no value of its own to keep: an error in any mode.
+        self.fatal = False
 
     def add(
         self, kind: MismatchKind, path: Path, text: str, *, expected: str, found: str, keys: tuple[Any, ...] = ()
@@ -76,7 +82,9 @@ class MismatchReport:
 
     def raise_errors(self) -> None:
         """Raise all that was found in one exception, when mismatches are errors."""
-        if self.found and self.mode == "error":
+        if self.found and (self.mode == "error" or self.fatal):
+            if self.fatal:
+                raise MismatchError(self.found, _NOTHING_TO_KEEP)
             kinds = {mismatch.kind for mismatch in self.found}
             remedies = [remedy for kind, remedy in _REMEDIES.items() if kind in kinds]
             raise MismatchError(self.found, "".join([_REMEDY, *remedies, "."]))

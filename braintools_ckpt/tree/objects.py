@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, overload
 
-from ..document import Document, Value
-from ..errors import HandlerError, LinkedPath, RegistrationError
-from .classes import lost_class, rebuilt
+from ..document import LIST, Document, Value
+from ..errors import CorruptCheckpointError, HandlerError, LinkedPath, RegistrationError, SerializationError
+from .classes import (
+    Fail,
+    RegisteredEnumHandler,
+    attributes_of,
+    base_with_hidden_data,
+    failing_at,
+    field_names,
+    field_values,
+    lost_class,
+    rebuilt,
+    settable,
+)
 from .containers import as_items, container_mismatch, node_parts, plan_fields
 from .decode import Decoder
 from .encode import Encoder, Trouble, encode
 from .merge import Build, Merger
+from .mismatch import format_keys
 from .registry import Handler, registry
 from .scalars import class_name
 
@@ -84,8 +97,7 @@ class FunctionHandler(Handler):
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Give the state: without a target there is nothing to call the user's function with."""
-        fields = decoder.fields(state)
-        return upgraded(self, fields, attributes)
+        return upgraded(self, decoder.fields(state), attributes, Trouble)
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Decode the state, and let the user's function restore the target when all else is known to fit."""
@@ -93,15 +105,15 @@ class FunctionHandler(Handler):
         if found is None and type(value) is not dict:
             return container_mismatch(target, f"a {self._name}", value, path, merger)
         state, attributes = found or (value, {"version": self.version})
-        decoded = merger.plan_decoded(state)
+        decoded = merger.plan_decoded(state, path)
 
         def build() -> Any:
-            fields = decoded()
-            return merger.call(
-                target,
-                path,
-                lambda: self._from(target, upgraded(self, fields, attributes), merger.options.mismatch),
-            )
+            fields = upgraded(self, decoded(), attributes, failing_at(path, merger))
+            result = merger.call(target, path, lambda: self._from(target, fields, merger.options.mismatch))
+            if result is None:  # the mistake that is made most often: no return
+                text = f"The handler of {self._name} must return the restored object; it returned None"
+                raise _handler_error(text)(merger.format(path))
+            return result
 
         return build
 
@@ -112,13 +124,22 @@ def _handler_error(text: str) -> Callable[[str], Exception]:
 
 def _with_mode(function: Callable[..., Any]) -> Callable[[Any, Any, str], Any]:
     """Accept functions of (target, state) beside those of (target, state, mismatch)."""
-    try:
-        inspect.signature(function).bind(None, None, "error")
-    except TypeError:
-        return lambda target, state, mismatch: function(target, state)
-    except ValueError:  # a builtin without a signature
+    if _takes(function, 3):
         return function
-    return function
+    return lambda target, state, mismatch: function(target, state)
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Tell whether a function can be called with that many arguments."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a builtin without a signature: nobody can know
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def versioned(node: Value, version: int) -> Value:
@@ -126,36 +147,78 @@ def versioned(node: Value, version: int) -> Value:
     return node if version == 1 else [*node, {"version": version}]
 
 
-def upgraded(handler: Any, state: dict[str, Any], attributes: dict[str, Value]) -> dict[str, Any]:
+def upgraded(handler: Any, state: dict[str, Any], attributes: dict[str, Value], fail: Fail) -> dict[str, Any]:
     """Bring a state of an older version to the present one, step by step."""
     version = attributes.get("version", 1)
     name = handler.type.__qualname__
+
+    def failure(text: str) -> Exception:
+        registered = handler.tag.removeprefix("class:")
+        return fail(lambda path: HandlerError(f"{text} (name {registered!r}, at path {path})."))
+
     if version > handler.version:
-        raise HandlerError(
+        raise failure(
             f"The checkpoint holds a {name} of version {version}, but the class registered here has version "
-            f"{handler.version}. Update the code that defines {name}."
+            f"{handler.version}. Update the code that defines {name}"
         )
     while version < handler.version:
         step = handler._upgrade.get(version)
         if step is None:
-            raise HandlerError(
+            raise failure(
                 f"The checkpoint holds a {name} of version {version}, and no upgrade from {version} to {version + 1} "
-                f"is registered. Pass upgrade={{{version}: function}} where {name} is registered."
+                f"is registered. Pass upgrade={{{version}: function}} where {name} is registered"
             )
         try:
             state = step(dict(state))
         except Exception as error:
             text = f"The upgrade of {name} from version {version} failed: {type(error).__name__}: {error}"
-            raise HandlerError(text) from error
-        if not isinstance(state, dict):
-            raise HandlerError(
-                f"The upgrade of {name} from version {version} must return a dict, got {type(state).__name__}."
-            )
+            raise failure(text) from error
+        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+            got = f"keys {list(state)!r}" if isinstance(state, dict) else type(state).__name__
+            text = f"The upgrade of {name} from version {version} must return a dict with string keys, got {got}"
+            raise failure(text)
         version += 1
     return state
 
 
+class Kept(dict[Any, Any]):
+    """A part of an old state whose class only the target knows: a dict to an upgrade, and itself again behind it."""
+
+    node: list[Value] | None = None
+
+
+class KeptHandler(Handler):
+    """Writes what an upgrade passed on as the node that it was."""
+
+    def encode(self, obj: Any, encoder: Encoder) -> Value:
+        """Write the node with its parts."""
+        state = encoder.mapping(obj)
+        return [*obj.node[:2], state, *obj.node[3:]] if obj.node else state
+
+
+registry.register(Kept, KeptHandler())
+
+
+class UpgradeDecoder(Decoder):
+    """Decodes an old state for an upgrade, when a target waits behind it: what would lose its class is kept."""
+
+    def plain(self, state: Value, reason: str) -> Any:
+        """Decode a state as it is."""
+        made = self.decode(state)
+        return Kept(made) if type(made) is dict else made
+
+    def _object(self, value: Value) -> Any:
+        made = super()._object(value)
+        if type(made) is Kept and made.node is None:
+            made.node = value
+        return made
+
+
 # Registered by decoration.
+
+
+def _decoded_for_upgrade(state: Value, path: LinkedPath, merger: Merger) -> Any:
+    return merger.decode_now(state, path, UpgradeDecoder)
 
 
 class FieldsHandler(Handler):
@@ -180,20 +243,40 @@ class FieldsHandler(Handler):
     def __repr__(self) -> str:
         return f"<handler of {class_name(self.type)}>"
 
-    def fields_of(self, obj: Any) -> dict[str, Any]:
+    def _listed(self, ty: type) -> tuple[str, ...] | None:
+        """Give the names of the fields that every object has, or None where each object has its own."""
+        names = self._fields
+        if names is None and dataclasses.is_dataclass(ty):
+            names = field_names(ty)
+        return None if names is None else tuple(name for name in names if name not in self._static)
+
+    def _accepts(self, name: str) -> bool:
+        """Tell whether a file may have a field of that name."""
+        listed = self._listed(self.type)
+        return name in listed if listed is not None else name not in self._static and settable(self.type, name)
+
+    def fields_of(self, obj: Any, fail: Fail) -> dict[str, Any]:
         """Give the fields of an object that are saved."""
-        names: Iterable[str]
-        if self._fields is not None:
-            names = self._fields
-        elif dataclasses.is_dataclass(obj):
-            names = [f.name for f in dataclasses.fields(obj)]
-        else:
-            names = [*_slots(type(obj)), *getattr(obj, "__dict__", {})]
-        return {name: getattr(obj, name) for name in names if name not in self._static and hasattr(obj, name)}
+        listed = self._listed(type(obj))
+        if listed is not None:
+            return field_values(obj, listed, fail)
+        fields = {name: item for name, item in attributes_of(obj).items() if name not in self._static}
+        fields.pop("__orig_class__", None)  # typing leaves it in objects of generic classes
+        ty: type = type(obj)
+        refused = [name for name in fields if not settable(ty, name)]
+        if refused:
+            raise fail(
+                lambda path: HandlerError(
+                    f"The {ty.__qualname__} at path {path} has the attribute(s) {format_keys(refused)}, which "
+                    "a file must not set: they are no plain names, or the class defines them itself. Name the fields "
+                    "to save with @serializable(fields=...), or pass these as static=."
+                )
+            )
+        return fields
 
     def encode(self, obj: Any, encoder: Encoder) -> Value:
         """Write the fields."""
-        node = encoder.node(self.tag, encoder.fields(self.fields_of(obj)))
+        node = encoder.node(self.tag, encoder.fields(self.fields_of(obj, Trouble)))
         if type(obj) is not self.type:
             return [*node, {"version": self.version, "class": class_name(type(obj))}]
         return versioned(node, self.version)
@@ -202,44 +285,75 @@ class FieldsHandler(Handler):
         """Make an object of the class and set its fields."""
         if "class" in attributes:
             return decoder.plain(state, lost_class(attributes["class"]))
-        fields = upgraded(self, decoder.fields(state), attributes)
+        fields = upgraded(self, decoder.fields(state), attributes, Trouble)
+        unknown = [name for name in fields if not self._accepts(name)]
+        if unknown:
+            text = f"has the field(s) {format_keys(unknown)}, which the class does not have"
+            raise self._misfit(text, CorruptCheckpointError)
         obj: Any = object.__new__(self.type)
-        for name, item in {**self._defaults(), **fields}.items():
+        for name, item in {**self._defaults(fields), **fields}.items():
             object.__setattr__(obj, name, item)
+        lacking = [name for name in self._listed(self.type) or () if name not in fields and not hasattr(obj, name)]
+        if lacking:
+            raise self._misfit(f"lacks the field(s) {format_keys(lacking)}", HandlerError)
+        self._warn_of_static(obj, decoder)
         return obj
 
-    def _defaults(self) -> dict[str, Any]:
+    def _misfit(self, text: str, kind: type[Exception]) -> Exception:
+        return Trouble(
+            lambda path: kind(
+                f"The checkpoint's {self.type.__qualname__} at path {path} {text}. The class has changed: pass a "
+                "target, or register an upgrade."
+            )
+        )
+
+    def _warn_of_static(self, obj: Any, decoder: Decoder) -> None:
+        unset = [name for name in self._unsaved() if not hasattr(obj, name)]
+        if unset:
+            reason = (
+                f"The checkpoint does not hold the static field(s) {format_keys(unset)} of "
+                f"{self.type.__qualname__}: without a target they stay unset. Pass a target, or give them defaults."
+            )
+            decoder.plain([LIST], reason)  # an empty list, for the warning
+
+    def _unsaved(self) -> set[str]:
+        """Give the names of the attributes that objects have and files do not."""
+        fields = field_names(self.type) if dataclasses.is_dataclass(self.type) else ()
+        return {*fields, *self._static}.difference(self._listed(self.type) or ())
+
+    def _defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the defaults of the fields of a dataclass that a file does not have."""
         if not dataclasses.is_dataclass(self.type):
             return {}
-        fields = [f for f in dataclasses.fields(self.type) if f.name in self._static]
+        fields = [field for field in dataclasses.fields(self.type) if field.name not in given]
         values = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
         made = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
         return {**values, **made}
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
-        """Plan by field."""
+        """Plan by field; what the target has beside its fields stays."""
         found = node_parts(value, self.tag)
         state, attributes = found or (value, {"version": self.version})
         if as_items(state) is None or (found is None and type(value) is not dict):
             return container_mismatch(target, f"a {self.type.__name__}", value, path, merger)
+        fields = self.fields_of(target, failing_at(path, merger))
         if attributes.get("version", 1) != self.version:
-            state, merger = self._upgraded_part(state, attributes, merger)
-        plans = plan_fields(self.fields_of(target), as_items(state) or {}, path, merger)
+            state, merger = self._upgraded_part(state, attributes, path, merger)
+        plans = plan_fields(fields, as_items(state) or {}, path, merger)
         return lambda: rebuilt(target, {key: plan() for key, plan in plans})
 
-    def _upgraded_part(self, state: Value, attributes: dict[str, Value], merger: Merger) -> tuple[Value, Merger]:
+    def _upgraded_part(
+        self, state: Value, attributes: dict[str, Value], path: LinkedPath, merger: Merger
+    ) -> tuple[Value, Merger]:
         """Upgrade a state as plain objects, and go on planning with a document of the result."""
-        fields = upgraded(self, merger.decode_now(state), attributes)
-        document: Document = encode(dict(fields), merger.registry)
+        fail = failing_at(path, merger)
+        fields = upgraded(self, _decoded_for_upgrade(state, path, merger), attributes, fail)
+        try:
+            document: Document = encode(fields, merger.registry)
+        except SerializationError as error:
+            text = f"The upgrade of {self.type.__qualname__} returned what cannot be loaded: {error}"
+            raise fail(_handler_error(text)) from error
         return document.resolve(document.structure), merger.part(document)
-
-
-def _slots(ty: type) -> list[str]:
-    names: list[str] = []
-    for base in reversed(ty.__mro__):
-        slots = base.__dict__.get("__slots__", ())
-        names.extend([slots] if isinstance(slots, str) else slots)
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
 # The two ways to register.
@@ -265,8 +379,8 @@ def msgpack_register_serialization(
         ``(obj) -> dict`` with string keys. The values may be anything that can be saved; they need not be converted,
         and what is returned is never changed.
     ty_from_state_dict : callable
-        ``(target, state, mismatch) -> object`` or ``(target, state) -> object``: restores the target's class from a
-        state. It may change and return the target; if the load fails afterwards, the target's attributes are put back.
+        ``(target, state, mismatch) -> object`` or ``(target, state) -> object``: restores an object of the class from
+        a state, and returns it. It may change and return the target; see the notes.
     override : bool, default False
         Replace a handler that is registered already.
     name : str, optional
@@ -280,6 +394,16 @@ def msgpack_register_serialization(
     ------
     RegistrationError
         If the class or the name is taken, or an argument is not what it should be.
+
+    Notes
+    -----
+    ``ty_from_state_dict`` is given the values that ``ty_to_state_dict`` returned, as they are loaded without a target:
+    a ``State`` among them comes back as a new ``State``, not as the target's. Nothing in the state is checked against
+    the target: shapes, dtypes and units are the function's business. To have a part checked and merged as other parts
+    of a tree are, call ``msgpack_from_state_dict(target.part, state["part"], mismatch)`` in it.
+
+    If the load fails after the function has run, the attributes of the target are put back. What it did to anything
+    beyond the target, or wrote into an array in place, stays.
 
     Examples
     --------
@@ -298,6 +422,10 @@ def msgpack_register_serialization(
     for function, role in ((ty_to_state_dict, "ty_to_state_dict"), (ty_from_state_dict, "ty_from_state_dict")):
         if not callable(function):
             raise RegistrationError(f"{role} must be a function, got {type(function).__name__}.")
+    if not _takes(ty_to_state_dict, 1):
+        raise RegistrationError("ty_to_state_dict must take one argument, the object.")
+    if not (_takes(ty_from_state_dict, 3) or _takes(ty_from_state_dict, 2)):
+        raise RegistrationError("ty_from_state_dict must take (target, state, mismatch) or (target, state).")
     handler = FunctionHandler(ty, ty_to_state_dict, ty_from_state_dict, name, version, upgrade)
     registry.register(ty, handler, override=override)
 
@@ -331,26 +459,33 @@ def serializable(
 ) -> Any:
     """Let a class be saved and loaded, as a decorator with or without arguments.
 
-    The fields are those of a dataclass, those of ``fields``, or else the instance's attributes. An object is rebuilt
-    without calling ``__init__``; without a target, too, it comes back as itself.
+    The fields are those of ``fields``, those of a dataclass, or else the instance's attributes. An object is rebuilt
+    without calling ``__init__``; without a target, too, it comes back as itself. Attributes that a dataclass has beside
+    its fields are not saved; those of a target stay.
+
+    An enum is registered by its name alone: its members come back without a target, too.
+
+    A class whose base holds data that is in no attribute (``dict``, ``list``, ``str``, ``int``, ``numpy.ndarray``,
+    ``Exception`` ...) is refused. Subclasses of builtin containers and scalars are saved as they are; for the others
+    there is `msgpack_register_serialization`.
 
     Parameters
     ----------
     cls : type
         The class, when the decorator is used bare.
     fields : iterable of str, optional
-        The attributes to save.
+        The attributes to save; an object that lacks one is an error.
     static : iterable of str, optional
-        Attributes that are not saved: they come from the target (or from a dataclass's default).
+        Attributes that are not saved: they come from the target (or from the class's default).
     name : str, optional
         The class's name in files, by default its module and qualified name. Give one, and the class may move.
     version : int, default 1
         The version of the fields.
     upgrade : mapping, optional
         ``{1: function, 2: function, ...}``: each takes the fields of that version as a dict and returns those of the
-        next.
+        next. What among them needs a target to come back as itself (a dataclass, an enum's member) is a dict there.
     override : bool, default False
-        Replace a handler that is registered already.
+        Replace a handler that is registered already, or that a base brings along.
 
     Returns
     -------
@@ -374,13 +509,27 @@ def serializable(
     >>> msgpack_loads(msgpack_dumps(Schedule(0.1, 7)))
     Schedule(rate=0.1, step=7)
     """
+    for given in (fields, static):
+        if isinstance(given, str):
+            raise RegistrationError("fields and static must be lists of names, got a single string.")
+    listed = None if fields is None else tuple(fields)
+    unsaved = tuple(static)
 
     def decorate(ty: Any) -> Any:
         _check_registration(ty, name, version, upgrade)
-        names = [fields, static]
-        if any(isinstance(given, str) for given in names):
-            raise RegistrationError("fields and static must be lists of names, got a single string.")
-        registry.register(ty, FieldsHandler(ty, fields, static, name, version, upgrade), override=override)
+        handler: Handler
+        if issubclass(ty, enum.Enum):
+            if listed is not None or unsaved or version != 1 or upgrade:
+                raise RegistrationError(
+                    f"{ty.__name__} is an enum, which is registered by its name alone: leave out fields=, static=, "
+                    "version= and upgrade=."
+                )
+            handler = RegisteredEnumHandler(ty, name)
+        else:
+            _check_fields(ty, (*(listed or ()), *unsaved))
+            _check_bases(ty, override)
+            handler = FieldsHandler(ty, listed, unsaved, name, version, upgrade)
+        registry.register(ty, handler, override=override)
         return ty
 
     return decorate if cls is None else decorate(cls)
@@ -393,5 +542,44 @@ def _check_registration(ty: Any, name: Any, version: Any, upgrade: Any) -> None:
         raise RegistrationError(f"name must be a string that is not empty, got {name!r}.")
     if type(version) is not int or version < 1:
         raise RegistrationError(f"version must be an integer of 1 or more, got {version!r}.")
-    if upgrade is not None and not all(type(v) is int and callable(f) for v, f in dict(upgrade).items()):
+    if upgrade:
+        _check_upgrade(dict(upgrade), version)
+
+
+def _check_upgrade(upgrade: dict[Any, Any], version: int) -> None:
+    if not all(type(step) is int and callable(f) and _takes(f, 1) for step, f in upgrade.items()):
         raise RegistrationError("upgrade must map version numbers to functions of one state dict.")
+    steps = sorted(upgrade)
+    if steps[0] < 1 or steps != list(range(steps[0], version)):
+        raise RegistrationError(
+            f"upgrade must have a step for each version from its first one to {version - 1}, since version={version}; "
+            f"got steps from the versions {steps}."
+        )
+
+
+def _check_fields(ty: type, names: tuple[Any, ...]) -> None:
+    if not all(isinstance(name, str) for name in names):
+        raise RegistrationError(f"fields and static must be lists of names, got {list(names)!r}.")
+    known = field_names(ty) if dataclasses.is_dataclass(ty) else names
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise RegistrationError(
+            f"The dataclass {ty.__name__} has no field(s) {format_keys(unknown)}; its fields are {format_keys(known)}."
+        )
+
+
+def _check_bases(ty: type, override: bool) -> None:
+    base = base_with_hidden_data(ty)
+    if base is not None:
+        raise RegistrationError(
+            f"{ty.__name__} cannot be saved by its attributes: its base {base.__name__} holds data that is in none. "
+            "Leave it unregistered if it is a subclass of a builtin container, scalar or array: those are saved as "
+            "they are. Otherwise, or to save more than that, call msgpack_register_serialization."
+        )
+    registry.activate_for(ty)
+    held = [registry._types[base] for base in ty.__mro__[1:] if base in registry._types]
+    if held and not isinstance(held[0], FunctionHandler | FieldsHandler) and not override:
+        raise RegistrationError(
+            f"{ty.__name__} needs no registration: it is saved as its base is, by {held[0]!r}. Leave the decorator "
+            "out, or pass override=True to save its attributes instead."
+        )

@@ -41,7 +41,11 @@ def _plain_key(key: Any) -> Any:
 
 
 class PytreeHandler(Handler):
-    """A registered pytree: its children are saved, its static data comes from the target."""
+    """A registered pytree: its children are saved, its static data comes from the target.
+
+    Any class whose keys are the file's is a target: what counts in a pytree is its structure, and a class that has been
+    renamed has the same.
+    """
 
     tag = "pytree"
 

@@ -41,11 +41,14 @@ class Handler:
         Whether identity matters: an object met twice is then stored once, and is one object again on load.
     atomic : bool
         Whether the object can hold no other objects, and so no cycle.
+    stateful : bool
+        Whether a target of the type is itself changed by a load.
     """
 
     tag: str = ""
     tracked: ClassVar[bool] = True
     atomic: ClassVar[bool] = False
+    stateful: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {type(self).__module__}>"
@@ -73,7 +76,7 @@ class Registry:
         self._structural: list[tuple[Callable[[type], bool], Handler]] = []
         self._generic: list[tuple[Callable[[Any], bool], Handler]] = []
         self._activated: dict[str, bool] = {}
-        self._cache: dict[type, Handler | None] = {}
+        self._cache: dict[type, Handler] = {}
 
     def register(self, ty: type, handler: Handler, *, override: bool = False) -> None:
         """Let ``handler`` look after ``ty`` and its subclasses.
@@ -131,7 +134,10 @@ class Registry:
             pass
         with self._lock:
             handler = self._find(ty, obj)
-            self._cache[ty] = handler
+            if (
+                handler is not None
+            ):  # what has none may get one: jax.tree_util knows a class once it is registered there
+                self._cache[ty] = handler
             return handler
 
     def _find(self, ty: type, obj: Any) -> Handler | None:
@@ -172,11 +178,12 @@ class Registry:
                 self._activated[name] = True  # before set_up, which registers and so comes back here
                 try:
                     importlib.import_module(f"..adapters.{name}", __package__).set_up(self)
-                except ModuleNotFoundError as error:
-                    if error.name is None or error.name.partition(".")[0] not in ADAPTERS:
-                        del self._activated[name]
+                except BaseException as error:
+                    del self._activated[name]
+                    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+                    if missing is None or missing.partition(".")[0] not in ADAPTERS:
                         raise
-                    self._activated[name] = False
+                    return False
             return self._activated[name]
 
 

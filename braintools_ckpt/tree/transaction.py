@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from ..errors import Path
@@ -17,32 +18,67 @@ class Transaction:
     """
 
     def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
         self.path: Path = ()
 
-    def apply(self, change: Callable[[], None], undo: Callable[[], None]) -> None:
+    def apply(self, change: Callable[[], object], undo: Callable[[], object]) -> None:
         """Make a change, remembering how to take it back."""
         self._undo.append(undo)
         change()
 
-    def remember(self, obj: Any) -> None:
-        """Keep the attributes of an object that somebody else's code is about to be given."""
-        attributes = getattr(obj, "__dict__", None)
-        if not isinstance(attributes, dict):
+    @property
+    def mark(self) -> int:
+        """Where the list of changes stands now."""
+        return len(self._undo)
+
+    def remember(self, obj: Any, levels: int = 3) -> None:
+        """Keep what an object holds that somebody else's code is about to be given.
+
+        Attributes, lists and dicts are kept to some depth, so also the values of states among them. Arrays are not:
+        what is written into one in place stays.
+        """
+        if levels == 0:
             return
-        before = dict(attributes)
+        for item in self._remember_one(obj):
+            if isinstance(item, (list, dict)) or (hasattr(item, "__dict__") and not callable(item)):
+                self.remember(item, levels - 1)
 
-        def undo() -> None:
-            attributes.clear()
-            attributes.update(before)
+    def _remember_one(self, obj: Any) -> Iterable[Any]:
+        """Keep one object, and give what it holds."""
+        if isinstance(obj, list):
+            items = list(obj)
+            self._undo.append(partial(obj.__setitem__, slice(None), items))
+            return items
+        mapping = obj if isinstance(obj, dict) else getattr(obj, "__dict__", None)
+        held: list[Any] = []
+        if isinstance(mapping, dict):
+            self._undo.append(partial(_refill, mapping, dict(mapping)))
+            held += mapping.values()
+        for name in _slots(type(obj)):
+            if hasattr(obj, name):
+                held.append(getattr(obj, name))
+                self._undo.append(partial(object.__setattr__, obj, name, held[-1]))
+        return held
 
-        self._undo.append(undo)
-
-    def roll_back(self, mark: int = 0) -> None:
+    def roll_back(self, mark: int, error: BaseException | None = None) -> None:
         """Take back all changes since the mark, the last one first."""
         while len(self._undo) > mark:
-            with suppress(Exception):  # the error that led here is the one to report, and the rest goes back too
+            try:
                 self._undo.pop()()
+            except Exception as failed:  # noqa: BLE001  (the rest has to go back all the same)
+                if error is not None:
+                    error.add_note(f"An object could not be put back as it was: {failed!r}")
+
+
+def _refill(mapping: dict[Any, Any], items: dict[Any, Any]) -> None:
+    mapping.clear()
+    mapping.update(items)
+
+
+def _slots(ty: type) -> list[str]:
+    slots = [base.__dict__.get("__slots__", ()) for base in ty.__mro__]
+    names = [name for given in slots for name in ([given] if isinstance(given, str) else given)]
+    return [name for name in names if not name.startswith("__")]
 
 
 _current: ContextVar[Transaction | None] = ContextVar("transaction", default=None)
@@ -54,12 +90,12 @@ def transaction() -> Iterator[Transaction]:
     outer = _current.get()
     current = outer or Transaction()
     token = _current.set(current)
-    mark = len(current._undo)
+    mark = current.mark
     path = current.path
     try:
         yield current
-    except BaseException:
-        current.roll_back(mark)
+    except BaseException as error:
+        current.roll_back(mark, error)
         raise
     finally:
         current.path = path

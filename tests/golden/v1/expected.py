@@ -164,6 +164,7 @@ TREES = {
     "containers": containers,
     "stdlib": stdlib,
     "numpy": numpy_dtypes,
+    "numpy_seeds": numpy_dtypes,
     "jax": jax_arrays,
     "quantities": quantities,
     "states": states,
@@ -190,6 +191,10 @@ LAYOUT = {"blocks": {"MAX_BLOB": 128, "HASH_BLOCK": 64, "PACKED_BELOW": 24, "PAC
 def sizes(name, layout):
     """Give the sizes that a file is written with."""
     return LAYOUT.get(name) or {"MAX_BLOB": layout.MAX_BLOB}
+
+
+#: Files that the library does not write like that any more, and why: they are loaded for ever all the same.
+SUPERSEDED = {"numpy": "generators are written with the seeds they spawn from: see numpy_seeds"}
 
 
 #: The versions whose own forms are part of these files; with others the bytes may differ, and nothing else.

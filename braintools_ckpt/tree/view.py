@@ -1,0 +1,112 @@
+"""A document seen as a tree: containers, keys and leaves, with references followed at every level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ..document import FLATTED_TAGS, ITEMS, LIST, NODE, REF, Document, Value, children
+from ..errors import CorruptCheckpointError, LinkedPath, Steps
+from .decode import decode_key
+from .paths import Texts, key_texts
+
+#: How many values a dict key may consist of: what is shared may stand in it often enough to fill any memory.
+_MAX_KEY = 10_000
+
+
+class Leaf(NamedTuple):
+    """What has no parts of its own; or a container that was met before, at the path ``same_as``."""
+
+    path: LinkedPath
+    value: Value
+    same_as: LinkedPath = None
+    again: bool = False
+
+
+class View:
+    """The one way to ask for the parts of a value; nothing of the document is changed.
+
+    Parameters
+    ----------
+    document : Document
+        The document.
+    """
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+
+    def inner(self, value: Value) -> Value:
+        """Give what holds the parts of a value, behind references and the nodes around it."""
+        return self._open(value)[0]
+
+    def tags(self, value: Value) -> list[str]:
+        """Give the tags of the nodes around what :meth:`inner` gives, from the outside."""
+        return self._open(value)[1]
+
+    def _open(self, value: Value) -> tuple[Value, list[str]]:
+        value = self.document.resolve(value)
+        tags = []
+        while type(value) is list and value[0] == NODE:
+            tags.append(value[1])
+            value = self.document.resolve(value[2])
+        return value, tags
+
+    def parts(self, value: Value) -> list[tuple[Any, Value]] | None:
+        """Give the parts of a container with their keys; a leaf has none, which is None."""
+        value, tags = self._open(value)
+        if not (type(value) is dict or (type(value) is list and value[0] in (LIST, ITEMS))):
+            return None
+        parts = list(children(value, self.key))
+        if FLATTED_TAGS.isdisjoint(tags):
+            return parts
+        return [(Steps(key) if type(key) is tuple and key else key, part) for key, part in parts]
+
+    def key(self, value: Value) -> Any:
+        """Decode the key of an ``ITEMS`` node."""
+        return decode_key(self._inlined(value, [_MAX_KEY])) if type(value) is list else value
+
+    def _inlined(self, value: Value, room: list[int]) -> Value:
+        room[0] -= 1
+        if room[0] < 0:
+            raise CorruptCheckpointError(f"The checkpoint has a dict key of more than {_MAX_KEY} parts.")
+        if type(value) is dict:
+            return {key: self._inlined(item, room) for key, item in value.items()}
+        if type(value) is not list:
+            return value
+        if value[0] == REF:
+            return self._inlined(self.document.shared[value[1]], room)
+        return [value[0], *(self._inlined(item, room) for item in value[1:])]
+
+    def leaves(self) -> Iterator[Leaf]:
+        """Yield all leaves in order; the parts of what is shared only where it first stands.
+
+        A file must not be able to make the list explode.
+        """
+        first: dict[int, LinkedPath] = {}
+        stack: list[tuple[LinkedPath, Value]] = [(None, self.document.structure)]
+        while stack:
+            path, value = stack.pop()
+            parts = self.parts(value)
+            if not parts:
+                yield Leaf(path, value)
+                continue
+            known = id(self.inner(value))
+            if known in first:
+                yield Leaf(path, value, first[known], again=True)
+                continue
+            first[known] = path
+            stack.extend(((path, key), part) for key, part in reversed(parts))
+
+    def find(self, path: Texts) -> Value:
+        """Give the value at a path; a KeyError without a message if there is none."""
+        # A FlattedDict may have a key that is the beginning of another, so a first match can be a dead end.
+        waiting = [(self.document.structure, path)]
+        while waiting:
+            value, rest = waiting.pop()
+            if not rest:
+                return value
+            for key, part in self.parts(value) or ():
+                own = key_texts(key)
+                if rest[: len(own)] == own:
+                    waiting.append((part, rest[len(own) :]))
+        raise KeyError
