@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, get_args
 
 from .document import Document, LiveArrays
@@ -399,7 +400,8 @@ def open_document(source: Source, *, verify: bool = True, mmap: bool = False, pa
     if reader.is_checkpoint(source):
         document = reader.read(source, verify=verify, mmap=mmap, parallel=parallel)
         if isinstance(document.arrays, reader.StoredArrays):
-            document.arrays.locate = lambda index: format_path(unlink(locate(document, index)))
+            outline = replace(document, arrays=LiveArrays())  # with the table itself it would be a reference cycle
+            document.arrays.locate = lambda index: format_path(unlink(locate(outline, index)))
         return document
     if mmap:
         raise InvalidCheckpointPath(

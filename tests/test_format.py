@@ -494,7 +494,6 @@ def test_a_file_of_the_future(version):
         )
 
 
-@pytest.mark.xfail(reason="api.open_document: locate holds the document, which holds the table, which holds locate")
 def test_an_array_table_is_gone_when_nobody_uses_it():
     from braintools_ckpt.api import open_document
     from braintools_ckpt.storage.sources import BufferSource

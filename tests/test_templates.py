@@ -434,6 +434,24 @@ def test_shared_lists_load_in_linear_time():
     assert loaded == [1]
 
 
+def test_shared_tuples_are_one_object_when_they_hold_others():
+    inner = (1, [2])
+    point = collections.namedtuple("point", "x")(inner)  # noqa: PYI024
+    tree = [inner, inner, point, point, (1, 2)]
+    for target in (None, tree):
+        loaded = bt.msgpack_loads(bt.msgpack_dumps(tree), target)
+        assert loaded == tree
+        assert loaded[0] is loaded[1] is loaded[2].x
+        assert loaded[2] is loaded[3]
+    deep = ()
+    for _ in range(60):
+        deep = (deep, deep)
+    loaded = bt.msgpack_loads(bt.msgpack_dumps(deep))
+    assert loaded[0] is loaded[1]
+    flat = (1, 2)
+    assert bt.msgpack_dumps([flat, flat]) == bt.msgpack_dumps([(1, 2), tuple([1, 2])])  # noqa: C409
+
+
 def test_a_frozen_object_may_be_a_key_of_two_dicts():
     @bt.serializable
     @dataclasses.dataclass(frozen=True)

@@ -268,10 +268,9 @@ class ListHandler(Handler):
 class SequenceHandler(Handler):
     """``tuple``, ``deque``, and subclasses of these and of ``list``."""
 
-    def __init__(self, ty: type, tag: str, *, tracked: bool = True) -> None:
+    def __init__(self, ty: type, tag: str) -> None:
         self.type = ty
         self.tag = tag
-        self.tracked = tracked  # type: ignore[misc]
 
     def encode(self, obj: Any, encoder: Encoder) -> Value:
         """Write the elements."""
@@ -319,7 +318,6 @@ class NamedTupleHandler(Handler):
     """Named tuples, by field name."""
 
     tag = "namedtuple"
-    tracked = False
 
     def encode(self, obj: Any, encoder: Encoder) -> Value:
         """Write the fields."""
@@ -429,7 +427,7 @@ def set_up(registry: Registry) -> None:
     for mapping in (collections.OrderedDict, collections.defaultdict, collections.Counter):
         registry.register(mapping, DictSubclassHandler(mapping))
     registry.register(list, _Split(ListHandler(), SequenceHandler(list, "list"), list))
-    registry.register(tuple, SequenceHandler(tuple, "tuple", tracked=False))
+    registry.register(tuple, SequenceHandler(tuple, "tuple"))
     registry.register(collections.deque, SequenceHandler(collections.deque, "deque"))
     registry.register(set, SetHandler(set, tracked=True))
     registry.register(frozenset, SetHandler(frozenset, tracked=False))

@@ -97,7 +97,7 @@ class Encoder:
                     "Break the cycle, or register the type with a handler that leaves it out."
                 )
             )
-        if type(value) is dict or (type(value) is list and value[0] != ARRAY):
+        if type(value) is dict or (type(value) is list and value[0] != ARRAY and not _is_flat_tuple(value)):
             self._repeated.add(id(value))
         return value
 
@@ -221,6 +221,14 @@ class Encoder:
         moved[id(value)] = len(shared)
         shared.append(value)
         return [REF, moved[id(value)]]
+
+
+def _is_flat_tuple(value: Value) -> bool:
+    # Whether two equal tuples of scalars are one object is up to Python's compiler, and means nothing.
+    if value[0] != NODE or value[1] not in ("tuple", "namedtuple"):
+        return False
+    parts = value[2].values() if type(value[2]) is dict else value[2][1:]
+    return not any(type(part) is dict or (type(part) is list and part[0] != ARRAY) for part in parts)
 
 
 def encode(
