@@ -340,6 +340,25 @@ def test_a_placeholder_has_no_value_to_keep(mode):
             assert str(caught.value).endswith(NOTHING_TO_KEEP)
 
 
+@pytest.mark.parametrize("mode", ["warn", "ignore"])
+def test_a_placeholder_has_none_for_values_that_do_not_survive_either(mode):
+    with pytest.raises(MismatchError) as caught:
+        load({"x": np.array([2**24 + 1])}, {"x": jax.ShapeDtypeStruct((1,), F4)}, mismatch=mode)
+    assert str(caught.value).endswith(NOTHING_TO_KEEP)
+
+
+def test_quantities_that_share_a_mantissa_are_kept_whole():
+    saved, own = np.array([1e300, 1.0]), np.array([5.0, 6.0], F4)
+    target = [u.Quantity(own, unit=u.mV), u.Quantity(own, unit=u.mV)]
+    got = load([u.Quantity(saved, unit=u.volt), u.Quantity(saved, unit=u.volt)], target, mismatch="ignore")
+    assert_same(target, got)
+
+
+def test_a_shared_state_fits_plain_values():
+    state = brainstate.ParamState(jnp.ones(2))
+    assert_same([jnp.ones(2), jnp.ones(2)], load([state, state], [jnp.zeros(2), jnp.zeros(2)]))
+
+
 def test_a_value_that_does_not_survive_keeps_the_whole_quantity():
     target = {"q": np.array([5.0, 6.0], F4) * u.mV}
     got = load({"q": np.array([1e300, 1.0]) * u.volt}, target, mismatch="ignore")

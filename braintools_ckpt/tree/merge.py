@@ -74,19 +74,15 @@ def plain_want(kind: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Want:
 class Together:
     """Whether all parts of one value fit: known in part when they are planned, and wholly when they are converted."""
 
-    def __init__(self, misfits: set[int], found: int, first: int) -> None:
+    def __init__(self, misfits: set[int]) -> None:
         self._misfits = misfits
-        self._found = found
-        self._slots = range(first, first)
-
-    def complete(self, found: int, last: int) -> None:
-        """Note which requests and mismatches the parts made."""
-        self._planned = found == self._found
-        self._slots = range(self._slots.start, last)
+        self.planned = False
+        #: The requests of the parts.
+        self.slots: set[int] = set()
 
     def fits(self) -> bool:
         """Tell whether every part has got its value."""
-        return self._planned and self._misfits.isdisjoint(self._slots)
+        return self.planned and self._misfits.isdisjoint(self.slots)
 
 
 #: One array that the plan needs: from where, as what, where it belongs, what stays if its values do not fit, and what
@@ -126,7 +122,7 @@ class Merger:
         self._results: list[Any] = []
         self._host: dict[int, Array] = {}
         self._host_users: set[int] = set()  # arrays that are results as they are read
-        self._slots: dict[tuple[int, int], tuple[Any, Build, float]] = {}
+        self._slots: dict[tuple[int, int], tuple[Any, Build, float, int]] = {}
         self._plans: dict[tuple[int, int], tuple[Any, Build]] = {}
         self._whole_indices: set[int] = set()
         self._seen: set[int] = set()
@@ -134,6 +130,7 @@ class Merger:
         #: States of the target that a plan was made for: id -> (the state, the plan of its value).
         self.states: dict[int, tuple[Any, Build]] = {}
         self._misfits: set[int] = set()
+        self._together: list[Together] = []
         self._objects: dict[int, Any] = {}
         self._parts: list[Merger] = []
 
@@ -151,16 +148,16 @@ class Merger:
                 "@braintools_ckpt.serializable, or call msgpack_register_serialization."
             )
         if type(value) is list and value[0] == REF:
-            return self._plan_shared(target, value[1], path, handler.plan)
+            return self._plan_shared(target, value[1], path)
         if type(value) is list and value[0] == NODE and value[1] == "brainstate.State" != handler.tag:
             value = value[2]  # a state fits where its value would
         return handler.plan(target, value, path, self)
 
-    def _plan_shared(self, target: Any, index: int, path: LinkedPath, plan: Callable[..., Build]) -> Build:
+    def _plan_shared(self, target: Any, index: int, path: LinkedPath) -> Build:
         key = (index, id(target))
         if key not in self._plans:
-            value = self.document.resolve(self.document.shared[index])
-            self._plans[key] = (target, once(plan(target, value, path, self)))  # the target is kept, so its id stays
+            plan = self.plan(target, self.document.shared[index], path)
+            self._plans[key] = (target, once(plan))  # the target is kept, so its id stays its own
         return self._plans[key][1]
 
     def plan_array(self, target: Any, want: Want, value: Value, path: LinkedPath) -> Build:
@@ -184,19 +181,22 @@ class Merger:
         key = (index, id(target))
         known = self._slots.get(key)
         if known is not None and known[2] == self.ratio:
+            self._belongs(known[3])
             return known[1]
         slot: Build
+        number = len(self._requests)
         if (
             index not in self._host_users
             and want.kind == "numpy"
             and self.ratio == 1.0
             and self.specs[index].dtype == want.dtype
         ):
+            number = -1  # no request: as it is, it fits
             self._host_users.add(index)
             slot = partial(self._host.__getitem__, index)
         else:
             slot = self._request(index, target, want, path)
-        self._slots[key] = (target, slot, self.ratio)  # the target is kept, so its id stays its own
+        self._slots[key] = (target, slot, self.ratio, number)  # the target is kept, so its id stays its own
         return slot
 
     def _request_number(self, number: Any, target: Any, want: Want, path: LinkedPath) -> Build:
@@ -209,8 +209,13 @@ class Merger:
         return self._request(array, target, want, path)
 
     def _request(self, source: int | Array, target: Any, want: Want, path: LinkedPath) -> Build:
+        self._belongs(len(self._requests))
         self._requests.append((source, want, path, target, self.ratio))
         return partial(self._results.__getitem__, len(self._requests) - 1)
+
+    def _belongs(self, slot: int) -> None:
+        for parts in self._together:
+            parts.slots.add(slot)
 
     def plan_number(self, target: Any, value: Value, path: LinkedPath) -> Build:
         """Check a Python number: the result has the target's type and equals what was saved."""
@@ -325,9 +330,11 @@ class Merger:
     @contextmanager
     def together(self) -> Iterator[Together]:
         """Plan parts of one value, of which all or none may be taken."""
-        parts = Together(self._misfits, len(self.report.found), len(self._requests))
+        parts, found = Together(self._misfits), len(self.report.found)
+        self._together.append(parts)
         yield parts
-        parts.complete(len(self.report.found), len(self._requests))
+        self._together.pop()
+        parts.planned = len(self.report.found) == found
 
     def leaf_mismatch(self, target: Any, expected: str, value: Value, path: LinkedPath) -> Build:
         """Note that the file holds something of another kind."""
@@ -387,7 +394,7 @@ class Merger:
             found = format_array(array.dtype, array.shape) + " with values that do not survive the "
             found += "cast" if ratio == 1.0 else "conversion of their unit"
             self._misfits.add(slot)
-            self.mismatch("dtype", None, path, "Array dtype mismatch", str(want), found)
+            self.mismatch("dtype", keep, path, "Array dtype mismatch", str(want), found)
             return keep
         return array[()] if want.kind == "scalar" else array
 
