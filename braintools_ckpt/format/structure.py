@@ -73,9 +73,12 @@ class _Grammar:
         return self._around(value)
 
     def _around(self, items: Iterable[Value]) -> int:
-        deepest = 0
+        deepest, arrays = 0, range(self.arrays)
         for item in items:
-            if type(item) is list or type(item) is dict:
+            kind = type(item)
+            if kind is list and len(item) == 2 and item[0] is ARRAY and type(item[1]) is int and item[1] in arrays:
+                deepest = deepest or 1  # most leaves of most trees: what `levels` says of them, without calling it
+            elif kind is list or kind is dict:
                 deepest = max(deepest, self.levels(item))
         if deepest >= _MAX_LEVELS:
             raise ValueError(f"it nests deeper than {_MAX_LEVELS} levels")

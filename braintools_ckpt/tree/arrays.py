@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..document import LEAF, LIST, ArraySpec, Value
+from ..document import ARRAY, LEAF, LIST, ArraySpec, Value
 from ..dtypes import check_size, check_text, describe, parse, storage_dtype
 from ..errors import LinkedPath, SerializationError, format_array
 from .decode import Decoder
@@ -48,6 +48,8 @@ class ArrayHandler(Handler):
 
     def plan(self, target: Array, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Ask for an array of the target's shape and dtype."""
+        if type(value) is list and value[0] == ARRAY and type(target) is np.ndarray and merger.fits(value[1], target):
+            return merger.take(value[1], target)
         tag = value[1] if type(value) is list and value[0] == LEAF else None
         if tag == "numpy.strings":
             return _plan_strings(target, value, path, merger)

@@ -95,7 +95,7 @@ def plan_fields(
     items: Mapping[Any, Value],
     path: LinkedPath,
     merger: Merger,
-    step: Callable[[Any], Any] = lambda key: key,
+    step: Callable[[Any], Any] | None = None,
 ) -> list[tuple[Any, Build]]:
     """Plan values by key; what one side lacks is a mismatch, and the target's own values stay.
 
@@ -109,15 +109,14 @@ def plan_fields(
     if len(targets) - len(missing) < len(items) and not merger.options.partial:
         known = set(names.values())
         note_unexpected([key for key in items if key not in known], path, merger)
-    return [
-        (
-            key,
-            merger.keep(target)
-            if names[key] is _MISSING
-            else merger.plan(target, items[names[key]], (path, step(key))),
-        )
-        for key, target in targets.items()
-    ]
+    plans: list[tuple[Any, Build]] = []
+    for key, target in targets.items():
+        name = names[key]
+        if name is _MISSING:
+            plans.append((key, merger.keep(target)))
+        else:
+            plans.append((key, merger.plan(target, items[name], (path, step(key) if step else key))))
+    return plans
 
 
 def _name_in(items: Mapping[Any, Value], key: Any, plain: bool) -> Any:

@@ -121,7 +121,7 @@ class Merger:
         self._requests: list[Request] = []
         self._results: list[Any] = []
         self._host: dict[int, Array] = {}
-        self._host_users: set[int] = set()  # arrays that are results as they are read
+        self._taken: dict[int, Array] = {}  # arrays that are results as they are read, and whose
         self._slots: dict[tuple[int, int], tuple[Any, Build, float, int]] = {}
         self._plans: dict[tuple[int, int], tuple[Any, Build]] = {}
         self._whole_indices: set[int] = set()
@@ -183,21 +183,21 @@ class Merger:
         if known is not None and known[2] == self.ratio:
             self._belongs(known[3])
             return known[1]
-        slot: Build
         number = len(self._requests)
-        if (
-            index not in self._host_users
-            and want.kind == "numpy"
-            and self.ratio == 1.0
-            and self.specs[index].dtype == want.dtype
-        ):
-            number = -1  # no request: as it is, it fits
-            self._host_users.add(index)
-            slot = partial(self._host.__getitem__, index)
-        else:
-            slot = self._request(index, target, want, path)
+        slot = self._request(index, target, want, path)
         self._slots[key] = (target, slot, self.ratio, number)  # the target is kept, so its id stays its own
         return slot
+
+    def fits(self, index: int, target: Array) -> bool:
+        """Tell whether an array of the file, as it is, is what a numpy target asks for, and nobody else's."""
+        spec = self.specs[index]
+        if spec.dtype is not target.dtype or spec.shape != target.shape or self.ratio != 1.0:
+            return False
+        return self._taken.setdefault(index, target) is target
+
+    def take(self, index: int, target: Array) -> Build:
+        """Plan to give an array as it is read; `fits` has to say so."""
+        return partial(self._host.__getitem__, index)
 
     def _request_number(self, number: Any, target: Any, want: Want, path: LinkedPath) -> Build:
         try:
@@ -363,10 +363,10 @@ class Merger:
         """Read all arrays that the plan asks for, in file order, and convert them."""
         self._read_whole()
         sources = [request[0] for request in self._requests if type(request[0]) is int]
-        indices = sorted({*sources, *self._host_users})
+        indices = sorted({*sources, *self._taken})
         self._host.update(zip(indices, self.document.arrays.read(indices), strict=True))
         uses = Counter(sources)
-        uses.update(self._host_users)
+        uses.update(self._taken.keys())
         for slot, request in enumerate(self._requests):
             self._results.append(self._convert(slot, request, uses))
         self._place()
