@@ -21,7 +21,7 @@ from .tree.encode import encode
 from .tree.locate import locate
 from .tree.merge import ArraysMode, Options, UnitsMode, load_plain, merge
 from .tree.mismatch import MismatchMode, check_mode
-from .tree.objects import msgpack_register_serialization, serializable
+from .tree.registration import msgpack_register_serialization, serializable
 from .tree.rename import Rename, rename
 from .tree.state_dict import to_state_dict
 from .walking import walking
