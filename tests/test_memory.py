@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 
 import pytest
 
@@ -165,3 +166,15 @@ def test_looking_into_a_file_takes_next_to_nothing(figures):
 def test_a_save_that_copies_is_found(tmp_path):
     code = 'tree = plain(); figures["save"] = peak(lambda: bt.msgpack_dumps(tree))[1]'
     assert measure(code, tmp_path / "x")["save"] > SIZE
+
+
+def test_big_endian_arrays_are_swapped_where_they_lie():
+    array = np.arange(1 << 20, dtype=">f8")
+    data = bt.msgpack_dumps({"x": array})
+    tracemalloc.start()
+    loaded = bt.msgpack_loads(data)["x"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert loaded.dtype == array.dtype
+    np.testing.assert_array_equal(loaded, array)
+    assert peak < 1.25 * array.nbytes

@@ -340,6 +340,36 @@ def test_a_placeholder_has_no_value_to_keep(mode):
             assert str(caught.value).endswith(NOTHING_TO_KEEP)
 
 
+@dataclasses.dataclass
+class Holder:
+    x: Any
+
+
+@pytest.mark.parametrize("mode", ["warn", "ignore"])
+@pytest.mark.parametrize("around", [Holder, brainstate.ParamState, lambda s: u.Quantity(s, unit=u.mV), lambda s: (s,)])
+def test_a_placeholder_is_found_wherever_it_is(around, mode):
+    target = around(jax.ShapeDtypeStruct((3,), F4))
+    for saved in ({"k": 3}, {"k": 3, "l": 3}):
+        with pytest.raises(MismatchError) as caught:
+            load(saved, {"k": 0, "l": target}, mismatch=mode)
+        assert str(caught.value).endswith(NOTHING_TO_KEEP)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [jnp.ones(3) * u.mV, jax.random.key(0), np.zeros(2, "i4,f4"), brainstate.random.RandomState(1), True, 1.0, 1j],
+)
+def test_what_is_no_member_of_an_enum(value):
+    with pytest.raises(MismatchError, match="Leaf mismatch: expected a member of Color"):
+        load({"k": value}, {"k": Color.RED})
+
+
+def test_one_state_in_two_places_keeps_its_own_value_when_they_differ():
+    state = brainstate.ParamState(jnp.full(1, 9.0))
+    load({"a": jnp.ones(1), "b": jnp.zeros(1)}, {"a": state, "b": state}, mismatch="ignore")
+    assert_same(jnp.full(1, 9.0), state.value)
+
+
 @pytest.mark.parametrize("mode", ["warn", "ignore"])
 def test_a_placeholder_has_none_for_values_that_do_not_survive_either(mode):
     with pytest.raises(MismatchError) as caught:

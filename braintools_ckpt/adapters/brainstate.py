@@ -67,18 +67,20 @@ class StateHandler(Handler):
         found = node_parts(value, self.tag)
         plan = merger.plan(target.value, found[0] if found else value, path)
         # Met twice, and not because the file has one state there: both values have to be the same.
+        old = target.value
         first = merger.states.setdefault(id(target), (target, plan))[1]
         if first is not plan:
-            return lambda: _confirm(target, first(), plan(), path, merger)
+            return lambda: _confirm(target, old, first(), plan(), path, merger)
         return lambda: _assign(target, plan(), merger)
 
 
-def _confirm(target: Any, first: Any, second: Any, path: LinkedPath, merger: Merger) -> Any:
+def _confirm(target: Any, old: Any, first: Any, second: Any, path: LinkedPath, merger: Merger) -> Any:
     if not same_values(first, second, merger.registry):
         text = (
             "State mismatch: expected one value for a state that the target has in several places, got two that differ"
         )
         merger.note("leaf", path, text, expected="one value", found="two values")
+        return _assign(target, old, merger)
     return target
 
 

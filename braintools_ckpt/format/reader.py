@@ -404,8 +404,7 @@ class _ReadPlan:
         start = int(self._offsets[low]) - table._starts[first]
         data = self._bytes(first, last)[start : start + count * size]
         stored = storage_dtype(spec.dtype)
-        # As the spec's dtype, not the equal stored one: to numpy, flags and classes of records make no difference.
-        together = data.view(spec.dtype) if stored == spec.dtype else data.view(stored).astype(spec.dtype)
+        together = _in_python(data, stored, spec.dtype)
         table._check_text(together)
         if not spec.shape:
             return [together[i : i + 1].reshape(()) for i in range(count)]
@@ -445,6 +444,16 @@ class _Job:
         if self._table._verify and not block:
             self._table._check_gap(blob)
         self._table._read_block(blob, block, block * self._table._hash_block, self._out)
+
+
+def _in_python(data: Array, stored: np.dtype[Any], dtype: np.dtype[Any]) -> Array:
+    """Give the bytes of a file, which are nobody else's, as the array that was saved; in place where that can be."""
+    if stored == dtype:
+        # As the spec's dtype, not the equal stored one: to numpy, flags and classes of records make no difference.
+        return data.view(dtype)
+    if dtype.names is None and dtype.subdtype is None:
+        return data.view(stored).byteswap(inplace=True).view(dtype)
+    return data.view(stored).astype(dtype)
 
 
 def _aligned(size: int) -> Array:

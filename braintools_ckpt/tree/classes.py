@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import lru_cache
 from types import MemberDescriptorType
 from typing import Any
@@ -18,7 +18,7 @@ from ..errors import HandlerError, LinkedPath
 from .containers import as_items, container_mismatch, node_parts, plan_fields
 from .decode import Decoder, NamedKey
 from .encode import Encoder, Trouble
-from .merge import Build, Merger, constant
+from .merge import Build, Merger, constant, describe
 from .mismatch import format_keys
 from .registry import Handler, Registry
 from .scalars import class_name
@@ -149,8 +149,11 @@ class EnumHandler(Handler):
         ty = type(target)
         found = _enum_parts(value)
         if found is None:
+            # A plain state dict has a member's value; True and 1.0 are not the member of value 1.
             plain = merger.decode_now(value)
-            member, text = _member(ty, None, lambda: plain), repr(plain)
+            same_type = any(type(plain) is type(member.value) for member in ty)
+            member = _member(ty, None, lambda: plain) if same_type and isinstance(plain, Hashable) else None
+            text = describe(value, merger.specs)
         else:
             tag, state, attributes = found
             owner = attributes["class"].rpartition(".")[2]

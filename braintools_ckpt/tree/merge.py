@@ -10,9 +10,10 @@ one value once the arrays are read.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -545,11 +546,22 @@ def load_plain(document: Document, registry: Registry, options: Options) -> Any:
 
 def _holds_placeholder(target: Any) -> bool:
     jax = sys.modules.get("jax")
-    if jax is None:
+    if jax is None or type(target) in (int, float, str, np.ndarray):
         return False
-    if isinstance(target, (dict, list, tuple)):
-        return any(map(_holds_placeholder, target.values() if isinstance(target, dict) else target))
-    return isinstance(target, jax.ShapeDtypeStruct)
+    return isinstance(target, jax.ShapeDtypeStruct) or any(map(_holds_placeholder, _held(target, jax.tree_util)))
+
+
+def _held(target: Any, tree_util: Any) -> Iterable[Any]:
+    """Give what an object holds, whatever holds it."""
+    if isinstance(target, dict):
+        return target.values()
+    if isinstance(target, (list, tuple, deque)):
+        return target
+    children = tree_util.tree_leaves(target, is_leaf=lambda node: node is not target)
+    if len(children) != 1 or children[0] is not target:
+        return list(children)
+    fields = [f.name for f in dataclasses.fields(target)] if dataclasses.is_dataclass(target) else ["_value"]
+    return [getattr(target, name) for name in fields if hasattr(target, name)]
 
 
 def constant(value: Any) -> Build:
