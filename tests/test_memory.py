@@ -8,7 +8,10 @@ import sys
 import textwrap
 import tracemalloc
 
+import numpy as np
 import pytest
+
+import braintools_ckpt as bt
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures by /proc/self/statm")
 
