@@ -20,7 +20,7 @@ class AsyncManager:
     Parameters
     ----------
     max_workers : int, default 1
-        Number of writing threads.
+        Size of the thread pool. Saves are written one after the other whatever it is.
 
     Attributes
     ----------
