@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 import brainunit as u
+import jax
 import numpy as np
 
 from ..document import LEAF, LIST, Value
@@ -87,7 +88,9 @@ def _unit(
         options["is_fullname"] = full
     if "display_parts" in _OPTIONS and parts is not None:
         options["display_parts"] = list(parts)
-    return u.Unit(_dimension(dim), scale=scale, factor=factor, **options)
+    unit = u.Unit(_dimension(dim), scale=scale, factor=factor, **options)
+    standard = named(unit)
+    return standard if unit_value(standard) == unit_value(unit) else unit
 
 
 def _dimension(dim: tuple[float, ...]) -> Any:
@@ -115,7 +118,7 @@ class QuantityHandler(Handler):
                 found = describe(value, merger.document)
                 return merger.mismatch("unit", target, path, "Unit mismatch", str(target.unit), f"no unit: {found}")
             state, unit = value, target.unit
-        if unit == target.unit:
+        if unit is target.unit or unit == target.unit:
             return self._mantissa(target, state, target.unit, path, merger)
         if not unit.has_same_dim(target.unit):
             return merger.mismatch("unit", target, path, "Unit mismatch", str(target.unit), str(unit))
@@ -164,7 +167,10 @@ def named(unit: Any) -> Any:
     return standard.get((unit.dim, unit.scale, unit.base, unit.factor), unit)
 
 
-def _quantity(ty: type, mantissa: Any, unit: Any) -> Any:
+def _quantity(ty: Any, mantissa: Any, unit: Any) -> Any:
+    if isinstance(mantissa, (np.ndarray, np.generic, jax.Array)):
+        # As jax itself makes one again, which leaves the mantissa as it is and takes a tenth of the time.
+        return ty.tree_unflatten(unit, (mantissa,))
     return ty(mantissa, unit=unit)
 
 

@@ -51,7 +51,7 @@ class _Grammar:
 
     def levels(self, value: Value) -> int:
         if type(value) is dict:
-            if not set(map(type, value)) <= {str}:
+            if any(type(key) is not str for key in value):
                 raise ValueError("a map with a key that is no str")
             return self._around(value.values())
         if type(value) is not list:
@@ -79,13 +79,15 @@ class _Grammar:
         return self._around(value)
 
     def _around(self, items: Iterable[Value]) -> int:
-        deepest, arrays = 0, range(self.arrays)
+        deepest, arrays = 0, self.arrays
         for item in items:
             kind = type(item)
-            if kind is list and len(item) == 2 and item[0] is ARRAY and type(item[1]) is int and item[1] in arrays:
+            if kind is list and len(item) == 2 and item[0] is ARRAY and type(item[1]) is int and 0 <= item[1] < arrays:
                 deepest = deepest or 1  # most leaves of most trees: what `levels` says of them, without calling it
             elif kind is list or kind is dict:
-                deepest = max(deepest, self.levels(item))
+                levels = self.levels(item)
+                if levels > deepest:
+                    deepest = levels
         if deepest >= _MAX_LEVELS:
             raise ValueError(f"it nests deeper than {_MAX_LEVELS} levels")
         return deepest + 1

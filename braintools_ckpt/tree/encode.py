@@ -97,22 +97,18 @@ class Encoder:
             raise Trouble(lambda path: SerializationError(_unknown(obj, path)))
         if not handler.tracked:
             return handler.encode(obj, self)
-        known = self._memo.get(id(obj))
+        key = id(obj)
+        known = self._memo.get(key)
         if known is not None:
             return self._again(known)
-        if id(obj) in self._indices:
-            return [ARRAY, self._indices[id(obj)]]
-        if handler.atomic:
-            value = handler.encode(obj, self)
-            if id(obj) not in self._indices:
-                self._memo[id(obj)] = (obj, value)
-            return value
-        return self._encode_container(obj, handler.encode)
-
-    def _encode_container(self, obj: Any, encode: Callable[[Any, Encoder], Value]) -> Value:
-        self._memo[id(obj)] = (obj, _IN_PROGRESS)
-        value = encode(obj, self)
-        self._memo[id(obj)] = (obj, value)
+        index = self._indices.get(key)
+        if index is not None:
+            return [ARRAY, index]
+        if not handler.atomic:
+            self._memo[key] = (obj, _IN_PROGRESS)
+        value = handler.encode(obj, self)
+        if key not in self._indices:
+            self._memo[key] = (obj, value)
         return value
 
     def _again(self, known: tuple[Any, Any]) -> Value:

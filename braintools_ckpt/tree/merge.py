@@ -13,12 +13,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import repeat
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
@@ -91,15 +90,26 @@ def plain_want(kind: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Want:
 class Together:
     """Whether all parts of one value fit: known in part when they are planned, and wholly when they are converted."""
 
-    def __init__(self, misfits: set[int]) -> None:
+    def __init__(self, misfits: set[int], around: list[Together], report: MismatchReport) -> None:
         self._misfits = misfits
-        self.planned = False
+        self._around = around
+        self._report = report
+        self._before = len(report.found)
+        self._planned = False
         #: The requests of the parts.
         self.slots: set[int] = set()
 
+    def __enter__(self) -> Self:
+        self._around.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._around.pop()
+        self._planned = len(self._report.found) == self._before
+
     def fits(self) -> bool:
         """Tell whether every part has got its value."""
-        return self.planned and self._misfits.isdisjoint(self.slots)
+        return self._planned and self._misfits.isdisjoint(self.slots)
 
 
 #: One array that the plan needs: from where, as what, where it belongs, what stays if its values do not fit, and what
@@ -164,12 +174,14 @@ class Merger:
                 f"{self.format(path)}: no handler is registered for it. Decorate the class with "
                 "@braintools_ckpt.serializable, or call msgpack_register_serialization."
             )
-        if type(value) is list and value[0] == REF:
-            return self._plan_shared(target, value[1], path)
-        if type(value) is list and value[0] == NODE and value[1] == "brainstate.State" != handler.tag:
-            value = value[2]  # a state fits where its value would
-        if not handler.takes_runs:
-            value = written_out(value)
+        if type(value) is list:
+            kind = value[0]
+            if kind == REF:
+                return self._plan_shared(target, value[1], path)
+            if kind == NODE and value[1] == "brainstate.State" != handler.tag:
+                return self.plan(target, value[2], path)  # a state fits where its value would
+            if kind in (ARRAYS, NAMED_ARRAYS) and not handler.takes_runs:
+                value = written_out(value)
         return handler.plan(target, value, path, self)
 
     def _plan_shared(self, target: Any, index: int, path: LinkedPath) -> Build:
@@ -390,14 +402,9 @@ class Merger:
             self.report.fatal = True
         return constant(target)
 
-    @contextmanager
-    def together(self) -> Iterator[Together]:
-        """Plan parts of one value, of which all or none may be taken."""
-        parts, found = Together(self._misfits), len(self.report.found)
-        self._together.append(parts)
-        yield parts
-        self._together.pop()
-        parts.planned = len(self.report.found) == found
+    def together(self) -> Together:
+        """Plan parts of one value, of which all or none may be taken, in a ``with`` block."""
+        return Together(self._misfits, self._together, self.report)
 
     def leaf_mismatch(self, target: Any, expected: str, value: Value, path: LinkedPath) -> Build:
         """Note that the file holds something of another kind."""
