@@ -119,7 +119,8 @@ class QuantityHandler(Handler):
                 return merger.mismatch("unit", target, path, "Unit mismatch", str(target.unit), f"no unit: {found}")
             state, unit = value, target.unit
         if unit is target.unit or unit == target.unit:
-            return self._mantissa(target, state, target.unit, path, merger)
+            mantissa, ty, unit = merger.plan(target.mantissa, state, path), type(target), target.unit
+            return lambda: _quantity(ty, mantissa(), unit)
         if not unit.has_same_dim(target.unit):
             return merger.mismatch("unit", target, path, "Unit mismatch", str(target.unit), str(unit))
         if merger.options.units == "convert":
@@ -137,7 +138,7 @@ class QuantityHandler(Handler):
                 mantissa = merger.plan(target.mantissa, state, path)
         finally:
             merger.ratio = outer
-        # A mantissa of the target's goes with the target's unit.
+        # If the mantissa does not fit, the target's own stays, and that goes with the target's unit.
         return lambda: _quantity(type(target), mantissa(), unit) if parts.fits() else target
 
     def _parts(self, value: Value, merger: Merger) -> tuple[Value, Any]:

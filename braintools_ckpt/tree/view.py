@@ -138,11 +138,9 @@ def _part(value: Value, text: str) -> list[Value]:
     """Give the part of a list, or of a dict with string keys, whose key is written so; nothing if there is none."""
     if type(value) is dict or (type(value) is list and value[0] == NAMED_ARRAYS):
         key = written_key(text)
-        if format_key(key) != text:
+        if format_key(key) != text or key not in value:
             return []
-        if type(value) is list:
-            return [[ARRAY, value[1] + value.index(key, 2) - 2]] if key in value else []
-        return [value[key]] if key in value else []
+        return [value[key]] if type(value) is dict else [[ARRAY, value[1] + value.index(key, 2) - 2]]  # type: ignore[union-attr]
     if type(value) is list and value[0] in (LIST, ARRAYS):
         length = value[2] if value[0] == ARRAYS else len(value) - 1
         index = int(text) if text.isdecimal() and text.isascii() else length
