@@ -103,6 +103,8 @@ def plan_fields(
 
     ``step`` turns a key into the step of a path that messages name.
     """
+    if step is None and targets.keys() == items.keys():  # as nearly always
+        return [(key, merger.plan(target, items[key], (path, key))) for key, target in targets.items()]
     plain = all(type(key) is str for key in items)  # as state dicts are
     names = {key: key if key in items else _name_in(items, key, plain) for key in targets}
     missing = [key for key, name in names.items() if name is _MISSING]
