@@ -21,6 +21,7 @@ HEAVY = (
     "optax",
     "orbax",
     "ml_dtypes",
+    "zstandard",
     "tqdm",
 )
 
