@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import Any
 
@@ -86,9 +86,18 @@ class BlobReader:
             if raw_size != size if not width else not size < raw_size <= layout.MAX_FRAME:
                 raise ValueError(f"a blob of {size} bytes cannot stand for {raw_size} bytes (width {width})")
 
+    @property
+    def any_compressed(self) -> bool:
+        """Whether any blob is compressed."""
+        return any(self._width)
+
     def compressed(self, first: int, last: int) -> bool:
         """Tell whether one of the blobs from first to last is compressed."""
         return any(self._width[first : last + 1])
+
+    def compressed_span(self, offset: int, size: int) -> bool:
+        """Tell whether bytes of a part of the concatenation are compressed."""
+        return self.compressed(bisect_right(self.starts, offset) - 1, bisect_left(self.starts, offset + size) - 1)
 
     def block_size(self, blob: int) -> int:
         """Give the size of the blocks of a blob, in bytes of the concatenation."""

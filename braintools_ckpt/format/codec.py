@@ -42,11 +42,9 @@ def load_zstd() -> ModuleType:
 
 
 def item_width(dtype: np.dtype[Any]) -> int:
-    """Give the size of the numbers that arrays of a dtype are made of; 1 for bytes and what is too wide."""
+    """Give the size of the items that arrays of a dtype are made of; 1 for bytes and what is too wide."""
     width = dtype.itemsize
-    if dtype.kind == "c":
-        width //= 2
-    elif dtype.kind == "U":
+    if dtype.kind == "U":
         width = 4
     elif dtype.kind == "S" or (dtype.type is np.void and dtype.names is None):
         width = 1

@@ -210,10 +210,9 @@ class StoredArrays:
         starts, ends = self._offsets[in_order], (self._offsets + self._sizes)[in_order]
         if np.any(starts[1:] < ends[:-1]):
             raise ValueError("arrays share bytes")
-        # Raw bytes that belong to no array stand in the file. Compressed ones could be any number.
-        if self._blobs.compressed(0, len(self._blobs.at)) and total - int(self._sizes.sum()) > layout.ALIGNMENT * len(
-            self.specs
-        ):
+        # Raw bytes that belong to no array are there, in the file. Compressed ones could be any number.
+        unused = total - int(self._sizes.sum())
+        if self._blobs.any_compressed and unused > layout.ALIGNMENT * len(self.specs):
             raise ValueError("the blobs stand for far more bytes than the arrays have")
 
     @property
@@ -245,13 +244,15 @@ class StoredArrays:
     def read_part(self, index: int, selection: Any) -> Array:
         """Give ``array[selection]``; of a large array, only the rows from the first to the last that are asked for."""
         spec = self.specs[index]
-        rows = _row_range(selection, spec) if not self._mmap and spec.dtype == storage_dtype(spec.dtype) else None
+        offset = int(self._offsets[index])
+        mapped = self._mmap and not self._blobs.compressed_span(offset, int(self._sizes[index]))
+        rows = _row_range(selection, spec) if not mapped and spec.dtype == storage_dtype(spec.dtype) else None
         if rows is None:
             return np.asarray(self.read([index])[0][selection])
         start, stop, rest = rows
         stride = spec.nbytes // spec.shape[0]
         data = _aligned(stride * (stop - start))
-        self._blobs.read_span(int(self._offsets[index]) + start * stride, data.data)
+        self._blobs.read_span(offset + start * stride, data.data)
         part = data.view(spec.dtype).reshape(stop - start, *spec.shape[1:])
         self._check_text(part)
         return np.asarray(part[rest])
