@@ -21,7 +21,6 @@ HEAVY = (
     "optax",
     "orbax",
     "ml_dtypes",
-    "zstandard",
     "tqdm",
 )
 
