@@ -1427,7 +1427,8 @@ def test_the_tree_of_a_golden_file_still_gives_the_same_bytes(name):
         mock.patch.object(bt, "__version__", TinyReader(data).index["library"]),
         mock.patch.multiple(layout, **EXPECTED.sizes(name, layout)),
     ):
-        assert bt.msgpack_dumps(EXPECTED.TREES[name](), metadata=EXPECTED.METADATA.get(name)) == data
+        options = {"metadata": EXPECTED.METADATA.get(name), "compression": EXPECTED.COMPRESSION.get(name)}
+        assert bt.msgpack_dumps(EXPECTED.TREES[name](), **options) == data
 
 
 def test_the_golden_files_hold_what_they_are_for():
@@ -1443,3 +1444,4 @@ def test_the_golden_files_hold_what_they_are_for():
     assert len(reader("blocks")["arrays"]["hashes"]) > len(reader("blocks")["arrays"]["blob_at"])
     assert len(reader("shared")["shared"]) == 2
     assert reader("containers")["metadata"]["step"] == 7
+    assert set(reader("compressed")["arrays"]["width"]) == {0, 2, 4, 8, 9}

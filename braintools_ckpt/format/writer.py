@@ -120,8 +120,8 @@ class _Writer:
     def _width(self, members: list[int]) -> int:
         """Give the item size of most bytes of a pack."""
         sizes: Counter[int] = Counter()
-        for index in members:
-            sizes[self._layouts[index].width] += self._arrays.specs[index].nbytes
+        for how, count in Counter(map(self._layouts.__getitem__, members)).items():
+            sizes[how.width] += count * how.nbytes
         return sizes.most_common(1)[0][0]
 
     def _write_large(self, array: Array) -> int:
@@ -180,7 +180,8 @@ class _Layout:
         stored = storage_dtype(spec.dtype)
         self.number = number
         self.row = [spec.kind, describe(spec.dtype), list(spec.shape)]
-        self.large = spec.size * stored.itemsize >= layout.PACKED_BELOW
+        self.nbytes = spec.size * stored.itemsize
+        self.large = self.nbytes >= layout.PACKED_BELOW
         self.plain = stored == spec.dtype and not _has_padding(stored)
         self.text = spec.dtype.kind == "U" or spec.dtype.names is not None
         self.alignment = _alignment(stored)
