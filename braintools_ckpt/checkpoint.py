@@ -6,6 +6,7 @@ import difflib
 import html
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -19,6 +20,7 @@ from .storage.sources import open_source
 from .tree.merge import ArraysMode, Merger, Options, UnitsMode
 from .tree.mismatch import MismatchMode
 from .tree.paths import Texts, parse_path
+from .tree.quantities import QUANTITY, symbol
 from .tree.registry import registry
 from .tree.rename import Rename
 from .tree.view import View
@@ -65,7 +67,6 @@ class Checkpoint(Mapping[str, Any]):
 
     def __init__(self, document: Document, name: str, size: int, close: Any) -> None:
         self._document = document
-        self._view = View(document)
         self._close = close
         self._closed = False
         self._metadata: dict[str, Any] | None = None
@@ -97,6 +98,10 @@ class Checkpoint(Mapping[str, Any]):
             self._specs = _Specs(specs, self._no_path)
         return self._specs
 
+    @cached_property
+    def _view(self) -> View:
+        return View(self._document)
+
     def _leaves(self) -> dict[str, Value]:
         if self._values is None:
             values: dict[str, Value] = {}
@@ -112,7 +117,7 @@ class Checkpoint(Mapping[str, Any]):
     def _spec(self, path: str, value: Value) -> LeafSpec:
         if path in self._same_as:
             return LeafSpec(f"same as {self._same_as[path]}", None, None, None, 0)
-        return _spec(self._document, value)
+        return _spec(self._view.document, value)
 
     def _value(self, path: str | tuple[Any, ...]) -> Value:
         """Give the value at a path: a leaf or a container."""
@@ -145,7 +150,7 @@ class Checkpoint(Mapping[str, Any]):
         value = self._value(path)
         with walking():
             # By way of the whole document, so that messages name paths from its root.
-            return Merger(self._document, registry, Options()).decode_now(value)
+            return Merger(self._view.document, registry, Options()).decode_now(value)
 
     def __contains__(self, path: object) -> bool:
         try:
@@ -194,9 +199,9 @@ class Checkpoint(Mapping[str, Any]):
                 f"The value at the path {path!r} is no array: it holds {len(parts)} item{'s'[: len(parts) != 1]}. "
                 "Use checkpoint[path]."
             )
-        array = _unwrapped(self._document, value)[0]
+        array = _unwrapped(self._view.document, value)[0]
         if not (type(array) is list and array[0] == ARRAY):
-            kind = _spec(self._document, value).kind
+            kind = _spec(self._view.document, value).kind
             raise TypeError(f"The value at the path {path!r} is no array but {kind}. Use checkpoint[path].")
         return self._document.arrays.read_part(array[1], index)
 
@@ -349,19 +354,14 @@ def _unwrapped(document: Document, value: Value) -> tuple[Value, list[Value]]:
 def _spec(document: Document, value: Value) -> LeafSpec:
     """Tell what is known of a leaf; a file may hold anything, so nothing of a state is taken for granted."""
     value, around = _unwrapped(document, value)
-    quantities = [node for node in around if node[1] == "brainunit.Quantity"]
-    unit = _symbol(quantities[0]) if quantities else None
+    quantities = [node for node in around if node[1] == QUANTITY]
+    unit = symbol(document, (*quantities[0], {})[3]) if quantities else None
     tags = [node[1] for node in around if node[0] == LEAF]
     if type(value) is list and value[0] == ARRAY:
         spec = document.arrays.specs[value[1]]
         return LeafSpec(tags[0] if tags else "array", spec.dtype, spec.shape, unit, spec.nbytes)
-    others = [tag for tag in tags if tag != "brainunit.Quantity"]
+    others = [tag for tag in tags if tag != QUANTITY]
     return LeafSpec(others[0] if others else _kind(value, around), None, None, unit, 0)
-
-
-def _symbol(quantity: Value) -> str:
-    unit = quantity[3].get("unit") if len(quantity) > 3 else None
-    return str(unit.get("symbol", "?")) if type(unit) is dict else "?"
 
 
 def _kind(value: Value, around: list[Value]) -> str:

@@ -16,9 +16,12 @@ The structure is made of values that MessagePack holds natively, so that it is p
            | [LEAF, tag, value]                the same for an object that is one leaf of the tree
            | [LEAF, tag, value, attributes]
            | [REF, index]                      a value of the shared table: an object that is met more than once
+           | [ARRAYS, first, count]            a list of that many entries of the array table, one after the other
+           | [NAMED_ARRAYS, first, key, ...]   a dict with string keys of such entries
 
 A MessagePack array is always one of these nodes, a map is always a dict with string keys, and everything else is
-itself; so no string and no key is ever special.
+itself; so no string and no key is ever special. The last two say in one node what takes a node an array otherwise: a
+tree may have a million small ones.
 """
 
 from __future__ import annotations
@@ -30,8 +33,9 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from .dtypes import describe
+from .walking import walking
 
-LIST, ARRAY, ITEMS, NODE, LEAF, REF = range(6)
+LIST, ARRAY, ITEMS, NODE, LEAF, REF, ARRAYS, NAMED_ARRAYS = range(8)
 #: Mappings whose keys are tuples that lead through nested mappings.
 FLATTED_TAGS = frozenset({"brainstate.FlattedDict", "brainstate.Module"})
 
@@ -93,17 +97,27 @@ class LiveArrays:
         self.sources: list[Any] = []
         self._distinct: dict[Any, ArraySpec] = {}
 
-    def add(self, dtype: np.dtype[Any], shape: tuple[int, ...], kind: Kind, source: Any) -> int:
-        """Append an array and return its index; equal specs are one object."""
+    def spec(self, dtype: np.dtype[Any], shape: tuple[int, ...], kind: Kind) -> ArraySpec:
+        """Give the spec of such arrays; equal ones are one object."""
         key = (dtype, shape, kind)
         spec = self._distinct.get(key)
         if spec is None or spec.dtype is not dtype:
             spec = ArraySpec(dtype, shape, kind)
             spec = self._distinct.setdefault((_exact(dtype), shape, kind), spec)
             self._distinct.setdefault(key, spec)
+        return spec
+
+    def add(self, spec: ArraySpec, source: Any) -> int:
+        """Append an array and return its index; the spec has to be one that `spec` gave."""
         self.specs.append(spec)
         self.sources.append(source)
         return len(self.sources) - 1
+
+    def extend(self, specs: list[ArraySpec], sources: list[Any]) -> int:
+        """Append arrays and return the index of the first."""
+        self.specs += specs
+        self.sources += sources
+        return len(self.sources) - len(sources)
 
     def host(self, index: int) -> np.ndarray[Any, Any]:
         """Give the array on the host, without a copy where it lies there already."""
@@ -148,12 +162,40 @@ class Document:
     arrays: ArrayTable
     shared: list[Value] = field(default_factory=list)
     metadata: dict[str, Value] = field(default_factory=dict)
+    #: Whether ``ARRAYS`` or ``NAMED_ARRAYS`` occur in it.
+    runs: bool = False
 
     def resolve(self, value: Value) -> Value:
         """Follow a reference into the shared table; any other value is itself."""
         while type(value) is list and value[0] == REF:
             value = self.shared[value[1]]
         return value
+
+    def written_out(self) -> Document:
+        """Give the same document without runs of arrays, for all who look at one value after the other."""
+        if not self.runs:
+            return self
+        with walking():
+            structure, *shared = map(_written_out, [self.structure, *self.shared])
+        return Document(structure, self.arrays, shared, self.metadata)
+
+
+def _written_out(value: Value) -> Value:
+    value = written_out(value)
+    if type(value) is dict:
+        return {key: _written_out(item) for key, item in value.items()}
+    if type(value) is list and value[0] != ARRAY:
+        return [_written_out(item) for item in value]
+    return value
+
+
+def written_out(value: Value) -> Value:
+    """Give a run of arrays as the ``LIST`` or the map that it stands for; other values are themselves."""
+    if type(value) is list and value[0] == ARRAYS:
+        return [LIST, *([ARRAY, index] for index in range(value[1], value[1] + value[2]))]
+    if type(value) is list and value[0] == NAMED_ARRAYS:
+        return {key: [ARRAY, index] for index, key in enumerate(value[2:], value[1])}
+    return value
 
 
 def children(value: Value, key_of: Callable[[Value], Any]) -> Iterator[tuple[Any, Value]]:

@@ -28,7 +28,7 @@ def forged(tag, state, *arrays, **attributes):
     """Load a leaf that no encoder has written; its arrays are numbered from 0."""
     table = LiveArrays()
     for array in arrays:
-        table.add(array.dtype, array.shape, "numpy", array)
+        table.add(table.spec(array.dtype, array.shape, "numpy"), array)
     return load_plain(Document([LEAF, tag, state, attributes], table), registry, Options())
 
 

@@ -373,7 +373,7 @@ def refused(document, message):
 def holding(*arrays):
     live = LiveArrays()
     for array in arrays:
-        live.add(array.dtype, array.shape, "numpy", array)
+        live.add(live.spec(array.dtype, array.shape, "numpy"), array)
     return Document([LIST, *([ARRAY, i] for i in range(len(arrays)))], live)
 
 

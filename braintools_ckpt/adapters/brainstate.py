@@ -65,9 +65,9 @@ class StateHandler(Handler):
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Plan the value; the target state takes it when the load commits."""
         found = node_parts(value, self.tag)
-        plan = merger.plan(target.value, found[0] if found else value, path)
-        # Met twice, and not because the file has one state there: both values have to be the same.
         old = target.value
+        plan = merger.plan(old, found[0] if found else value, path)
+        # Met twice, and not because the file has one state there: both values have to be the same.
         first = merger.states.setdefault(id(target), (target, plan))[1]
         if first is not plan:
             return lambda: _confirm(target, old, first(), plan(), path, merger)

@@ -7,14 +7,16 @@ import inspect
 from typing import Any
 
 import brainunit as u
+import jax
 import numpy as np
 
-from ..document import LIST, Value
+from ..document import LEAF, LIST, Value
 from ..errors import LinkedPath
 from ..tree.containers import node_parts
 from ..tree.decode import Decoder
 from ..tree.encode import Encoder
 from ..tree.merge import Build, Merger, describe
+from ..tree.quantities import QUANTITY, UNIT
 from ..tree.registry import Handler, Registry
 
 _OPTIONS = frozenset(inspect.signature(u.Unit.__init__).parameters)
@@ -36,6 +38,10 @@ def unit_value(unit: Any) -> Value:
     return value
 
 
+def _unit_leaf(unit: Any) -> Value:
+    return [LEAF, UNIT, None, {"unit": unit_value(unit)}]
+
+
 def _numbers(dimension: Any) -> list[int | float]:
     return [_number(n) for n in np.asarray(dimension._dims).tolist()]
 
@@ -45,7 +51,12 @@ def _number(n: Any) -> int | float:
 
 
 def make_unit(value: Any, decoder: Decoder) -> Any:
-    """Make the unit that a value describes; equal descriptions give one object."""
+    """Make the unit that a value describes or refers to; equal descriptions give one object."""
+    if type(value) is not dict:
+        unit = decoder.decode(value)
+        if not isinstance(unit, u.Unit):
+            raise TypeError(f"expected a unit, got {type(unit).__name__}")
+        return unit
     parts = decoder.decode(value["parts"]) if "parts" in value else None
     return _unit(
         tuple(decoder.sequence(value["dim"])),
@@ -77,7 +88,9 @@ def _unit(
         options["is_fullname"] = full
     if "display_parts" in _OPTIONS and parts is not None:
         options["display_parts"] = list(parts)
-    return u.Unit(_dimension(dim), scale=scale, factor=factor, **options)
+    unit = u.Unit(_dimension(dim), scale=scale, factor=factor, **options)
+    standard = named(unit)
+    return standard if unit_value(standard) == unit_value(unit) else unit
 
 
 def _dimension(dim: tuple[float, ...]) -> Any:
@@ -87,11 +100,11 @@ def _dimension(dim: tuple[float, ...]) -> Any:
 class QuantityHandler(Handler):
     """``Quantity``: a mantissa and its unit."""
 
-    tag = "brainunit.Quantity"
+    tag = QUANTITY
 
     def encode(self, quantity: Any, encoder: Encoder) -> Value:
         """Write mantissa and unit."""
-        return encoder.leaf(self.tag, encoder.encode(quantity.mantissa), unit=unit_value(quantity.unit))
+        return encoder.leaf(self.tag, encoder.encode(quantity.mantissa), unit=encoder.share(quantity.unit, _unit_leaf))
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Put mantissa and unit together."""
@@ -102,10 +115,10 @@ class QuantityHandler(Handler):
         state, unit = self._parts(value, merger)
         if unit is None:
             if not target.unit.is_unitless:
-                found = describe(value, merger.specs)
+                found = describe(value, merger.document)
                 return merger.mismatch("unit", target, path, "Unit mismatch", str(target.unit), f"no unit: {found}")
             state, unit = value, target.unit
-        if unit == target.unit:
+        if unit is target.unit or unit == target.unit:
             return self._mantissa(target, state, target.unit, path, merger)
         if not unit.has_same_dim(target.unit):
             return merger.mismatch("unit", target, path, "Unit mismatch", str(target.unit), str(unit))
@@ -154,19 +167,22 @@ def named(unit: Any) -> Any:
     return standard.get((unit.dim, unit.scale, unit.base, unit.factor), unit)
 
 
-def _quantity(ty: type, mantissa: Any, unit: Any) -> Any:
+def _quantity(ty: Any, mantissa: Any, unit: Any) -> Any:
+    if isinstance(mantissa, (np.ndarray, np.generic, jax.Array)):
+        # As jax itself makes one again, which leaves the mantissa as it is and takes a tenth of the time.
+        return ty.tree_unflatten(unit, (mantissa,))
     return ty(mantissa, unit=unit)
 
 
 class UnitHandler(Handler):
     """``Unit`` by itself."""
 
-    tag = "brainunit.Unit"
+    tag = UNIT
     tracked = False
 
     def encode(self, unit: Any, encoder: Encoder) -> Value:
         """Write the unit."""
-        return encoder.leaf(self.tag, None, unit=unit_value(unit))
+        return encoder.share(unit, _unit_leaf)
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Make the unit."""

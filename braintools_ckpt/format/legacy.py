@@ -102,7 +102,7 @@ class _FileArrays(LiveArrays):
         pieces = [self.sources[index] for index in indices]
         dtype = self.specs[indices[0]].dtype
         del self.specs[-len(indices) :], self.sources[-len(indices) :]
-        return self.add(dtype, shape, "numpy", _Split(pieces, shape))
+        return self.add(self.spec(dtype, shape, "numpy"), _Split(pieces, shape))
 
 
 def _dtype_of(name: bytes) -> DType:
@@ -216,7 +216,7 @@ class _Reader:
     def ext(self, code: int, data: bytes) -> Value:
         if code == _ARRAY_CODE:
             spec, array = _array_of(data)
-            return [ARRAY, self.arrays.add(*spec, array)]
+            return [ARRAY, self.arrays.add(self.arrays.spec(*spec), array)]
         if code == _COMPLEX_CODE:
             return _complex_of(data)
         if code == _SCALAR_CODE:

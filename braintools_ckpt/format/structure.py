@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, REF, Document, Value
+from ..document import ARRAY, ARRAYS, ITEMS, LEAF, LIST, NAMED_ARRAYS, NODE, REF, Document, Value
 from ..errors import CorruptCheckpointError
 
 #: The most levels of a tree, references followed: as many as MessagePack libraries read of one without any.
@@ -37,6 +37,7 @@ def _check_tables(document: Document) -> None:
             raise ValueError("a shared value that is a reference itself")
         structure.shared.append(structure.levels(value))
     structure.levels(document.structure)
+    document.runs = structure.runs
     _Grammar(arrays=0).levels(document.metadata)
 
 
@@ -46,10 +47,11 @@ class _Grammar:
     def __init__(self, arrays: int) -> None:
         self.arrays = arrays
         self.shared: list[int] = []  # the levels of the shared values that may be referred to
+        self.runs = False
 
     def levels(self, value: Value) -> int:
         if type(value) is dict:
-            if not set(map(type, value)) <= {str}:
+            if any(type(key) is not str for key in value):
                 raise ValueError("a map with a key that is no str")
             return self._around(value.values())
         if type(value) is not list:
@@ -66,6 +68,10 @@ class _Grammar:
             if len(value) != 2 or type(value[1]) is not int or not 0 <= value[1] < len(self.shared):
                 raise ValueError("a reference to a shared value that does not come before it")
             return self.shared[value[1]]
+        if kind in (ARRAYS, NAMED_ARRAYS):
+            _check_run(value, self.arrays)
+            self.runs = True
+            return 2
         if kind in (NODE, LEAF):
             _check_node(value)
         elif kind != LIST and not (kind == ITEMS and len(value) % 2):
@@ -73,16 +79,30 @@ class _Grammar:
         return self._around(value)
 
     def _around(self, items: Iterable[Value]) -> int:
-        deepest, arrays = 0, range(self.arrays)
+        deepest, arrays = 0, self.arrays
         for item in items:
             kind = type(item)
-            if kind is list and len(item) == 2 and item[0] is ARRAY and type(item[1]) is int and item[1] in arrays:
+            if kind is list and len(item) == 2 and item[0] is ARRAY and type(item[1]) is int and 0 <= item[1] < arrays:
                 deepest = deepest or 1  # most leaves of most trees: what `levels` says of them, without calling it
             elif kind is list or kind is dict:
-                deepest = max(deepest, self.levels(item))
+                levels = self.levels(item)
+                if levels > deepest:
+                    deepest = levels
         if deepest >= _MAX_LEVELS:
             raise ValueError(f"it nests deeper than {_MAX_LEVELS} levels")
         return deepest + 1
+
+
+def _check_run(value: list[Value], arrays: int) -> None:
+    names = value[2:]
+    if value[0] == ARRAYS:
+        count = names[0] if len(names) == 1 else None
+    else:
+        count = len(names)
+        if not set(map(type, names)) <= {str} or len(set(names)) < count:
+            raise ValueError("a run of arrays with a key that is no str, or occurs twice")
+    if type(value[1]) is not int or type(count) is not int or value[1] < 0 or not 0 <= count <= arrays - value[1]:
+        raise ValueError("a run of arrays that do not exist")
 
 
 def _check_node(value: list[Value]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -57,18 +58,14 @@ class _Writer:
         self._compress = compress
         self._heading = {key: _packed(value) for key, value in _heading(document).items()}
         self._content = {"shared": _packed(document.shared), "structure": _packed(document.structure)}
-        self._specs: dict[int, _Layout] = {}  # by the spec's id: equal specs are one object
-        self._layouts = [self._layout(spec) for spec in arrays.specs]
-        for index, how in enumerate(self._layouts):
-            if how.text:
-                _check_text(arrays.host(index))
-        self._offsets = [0] * len(arrays.specs)
-
-    def _layout(self, spec: ArraySpec) -> _Layout:
-        how = self._specs.get(id(spec))
-        if how is None:
-            how = self._specs[id(spec)] = _Layout(len(self._specs), spec)
-        return how
+        # Equal specs are one object; they are numbered as they come.
+        distinct = {id(spec): spec for spec in arrays.specs}
+        self._layouts = list(map(_Layout, distinct.values()))
+        numbers = dict(zip(distinct, range(len(distinct)), strict=True))
+        self._numbers = np.array([numbers[id(spec)] for spec in arrays.specs], np.uint32)
+        for index in np.flatnonzero(np.array([how.text for how in self._layouts], np.bool_)[self._numbers]):
+            _check_text(arrays.host(int(index)))
+        self._offsets = np.zeros(len(arrays.specs), np.uint64)
 
     def write(self) -> None:
         self._sink.write(layout.HEADER)
@@ -88,40 +85,53 @@ class _Writer:
 
     def _write_arrays(self) -> None:
         """Write large arrays as they come, and gather small ones; a pack is written when it is full."""
-        arrays = self._arrays
-        pack: list[bytes] = []
-        members: list[int] = []
-        size = 0
-        for index, how in enumerate(self._layouts):
+        pack = _Pack()
+        for how, first, stop in self._runs():
             if how.large:
-                self._offsets[index] = self._write_large(arrays.host(index))
+                for index in range(first, stop):
+                    self._offsets[index] = self._write_large(self._arrays.host(index))
                 continue
-            data = arrays.host(index).tobytes() if how.plain else _small_bytes(arrays.host(index))
-            padding = -size % how.alignment
-            if padding:
-                pack.append(bytes(padding))
-                size += padding
-            members.append(index)
-            self._offsets[index] = size
-            pack.append(data)
-            size += len(data)
-            if size >= layout.PACK_SIZE:
-                self._write_pack(pack, members)
-                pack, members, size = [], [], 0
-        if members:
-            self._write_pack(pack, members)
+            while first < stop:
+                first = self._gather(pack, how, first, stop)
+                if pack.size >= layout.PACK_SIZE:
+                    self._write_pack(pack)
+                    pack = _Pack()
+        self._write_pack(pack)
 
-    def _write_pack(self, pack: list[bytes], members: list[int]) -> None:
-        data = b"".join(pack)
-        start = self._blobs.add([memoryview(data)], len(data), self._width(members) if self._compress else 0)
-        for index in members:
-            self._offsets[index] += start
+    def _runs(self) -> Iterator[tuple[_Layout, int, int]]:
+        """Give the ranges of arrays that have one spec."""
+        changes = np.flatnonzero(np.diff(self._numbers)) + 1
+        bounds = [0, *changes.tolist(), len(self._numbers)] if len(self._numbers) else []
+        for first, stop in itertools.pairwise(bounds):
+            yield self._layouts[self._numbers[first]], first, stop
 
-    def _width(self, members: list[int]) -> int:
+    def _gather(self, pack: _Pack, how: _Layout, first: int, stop: int) -> int:
+        """Add arrays to a pack until it is full; give the index of the next."""
+        pack.align(how.alignment)
+        step = how.nbytes + -how.nbytes % how.alignment
+        room = -((pack.size - layout.PACK_SIZE) // step) if step else stop - first
+        stop = min(stop, first + (room if step == how.nbytes else 1))
+        host = self._arrays.host
+        self._offsets[first:stop] = pack.size + step * np.arange(stop - first, dtype=np.uint64)
+        if how.plain:
+            pack.add(first, stop, [host(index).tobytes() for index in range(first, stop)])
+        else:
+            pack.add(first, stop, [_small_bytes(host(index)) for index in range(first, stop)])
+        return stop
+
+    def _write_pack(self, pack: _Pack) -> None:
+        data = b"".join(pack.parts)
+        width = self._width(pack) if self._compress and data else 0
+        start = self._blobs.add([memoryview(data)], len(data), width)
+        for first, stop in pack.members:
+            self._offsets[first:stop] += np.uint64(start)
+
+    def _width(self, pack: _Pack) -> int:
         """Give the item size of most bytes of a pack."""
         sizes: Counter[int] = Counter()
-        for how, count in Counter(map(self._layouts.__getitem__, members)).items():
-            sizes[how.width] += count * how.nbytes
+        for first, stop in pack.members:
+            how = self._layouts[self._numbers[first]]
+            sizes[how.width] += (stop - first) * how.nbytes
         return sizes.most_common(1)[0][0]
 
     def _write_large(self, array: Array) -> int:
@@ -133,8 +143,8 @@ class _Writer:
 
     def _index(self) -> bytes:
         table = {
-            "specs": [how.row for how in self._specs.values()],
-            "spec": _column([how.number for how in self._layouts], "<u4"),
+            "specs": [how.row for how in self._layouts],
+            "spec": _column(self._numbers, "<u4"),
             "offset": _column(self._offsets, "<u8"),
             **self._blobs.columns(),
             "hash_block": layout.HASH_BLOCK,
@@ -172,13 +182,32 @@ def _check_text(array: Array) -> None:
         ) from error
 
 
+class _Pack:
+    """The bytes of small arrays that will be one blob, and whose they are."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.members: list[tuple[int, int]] = []
+        self.size = 0
+
+    def align(self, alignment: int) -> None:
+        padding = -self.size % alignment
+        if padding:
+            self.parts.append(bytes(padding))
+            self.size += padding
+
+    def add(self, first: int, stop: int, parts: list[bytes]) -> None:
+        self.members.append((first, stop))
+        self.parts += parts
+        self.size += sum(map(len, parts))
+
+
 class _Layout:
     """How the arrays of one spec are written."""
 
-    def __init__(self, number: int, spec: ArraySpec) -> None:
+    def __init__(self, spec: ArraySpec) -> None:
         _check_size(spec)
         stored = storage_dtype(spec.dtype)
-        self.number = number
         self.row = [spec.kind, describe(spec.dtype), list(spec.shape)]
         self.nbytes = spec.size * stored.itemsize
         self.large = self.nbytes >= layout.PACKED_BELOW
@@ -272,5 +301,5 @@ def _alignment(dtype: np.dtype[Any]) -> int:
     return min(size, layout.PACK_ALIGNMENT)
 
 
-def _column(numbers: list[int], dtype: str) -> bytes:
-    return np.array(numbers, dtype=dtype).tobytes()
+def _column(numbers: Any, dtype: str) -> bytes:
+    return np.asarray(numbers, dtype=dtype).tobytes()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..document import ARRAY, LEAF, LIST, ArraySpec, Value
+from ..document import ARRAY, LEAF, LIST, ArraySpec, LiveArrays, Value
 from ..dtypes import check_size, check_text, describe, parse, storage_dtype
 from ..errors import LinkedPath, SerializationError, format_array
 from .decode import Decoder
@@ -45,6 +45,36 @@ class ArrayHandler(Handler):
             )
         value = encoder.array(dtype, array.shape, "numpy", array)
         return encoder.leaf("numpy.subclass", value, kind=kind) if kind else value
+
+    def specs(self, objects: list[Any], arrays: LiveArrays) -> list[ArraySpec] | None:
+        """Give the specs of plain arrays of numbers."""
+        if type(objects[0]) is not np.ndarray:
+            return None
+        specs: list[ArraySpec] = []
+        dtype, shape = None, None
+        for array in objects:
+            if array.dtype is not dtype or array.shape != shape:
+                dtype, shape = array.dtype, array.shape
+                if dtype.kind not in "fiubc":
+                    return None
+                spec = arrays.spec(dtype, shape, "numpy")
+            specs.append(spec)
+        return specs
+
+    def wants(self, targets: list[Any]) -> list[Want] | None:
+        """Ask for arrays of the targets' shapes and dtypes."""
+        if type(targets[0]) is not np.ndarray:
+            return None
+        wants: list[Want] = []
+        dtype, shape = None, None
+        for array in targets:
+            if array.dtype is not dtype or array.shape != shape:
+                dtype, shape = array.dtype, array.shape
+                if dtype.kind not in "fiubc":
+                    return None
+                want = plain_want("numpy", dtype, shape)
+            wants.append(want)
+        return wants
 
     def plan(self, target: Array, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Ask for an array of the target's shape and dtype."""

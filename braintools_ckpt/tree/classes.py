@@ -153,7 +153,7 @@ class EnumHandler(Handler):
             plain = merger.decode_now(value)
             same_type = any(type(plain) is type(member.value) for member in ty)
             member = _member(ty, None, lambda: plain) if same_type and isinstance(plain, Hashable) else None
-            text = describe(value, merger.specs)
+            text = describe(value, merger.document)
         else:
             tag, state, attributes = found
             owner = attributes["class"].rpartition(".")[2]

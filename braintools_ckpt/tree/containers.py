@@ -17,7 +17,7 @@ from typing import Any
 
 import msgpack
 
-from ..document import FLATTED_TAGS, ITEMS, LEAF, LIST, NODE, Value
+from ..document import ARRAYS, FLATTED_TAGS, ITEMS, LEAF, LIST, NAMED_ARRAYS, NODE, Value, written_out
 from ..errors import LinkedPath
 from .decode import Decoder, NamedKey, decode_key
 from .encode import Encoder
@@ -37,7 +37,8 @@ def node_parts(value: Value, tag: str) -> tuple[Value, dict[str, Value]] | None:
 
 
 def as_items(value: Value) -> dict[Any, Value] | None:
-    """Give a mapping from Python keys to encoded values for a plain map or ``ITEMS``, else None."""
+    """Give a mapping from Python keys to encoded values for any kind of map, else None."""
+    value = written_out(value)
     if type(value) is dict:
         return value
     if type(value) is list and value[0] == ITEMS:
@@ -64,7 +65,8 @@ def _nested(items: dict[Any, Value]) -> dict[Any, Value]:
 
 
 def as_elements(value: Value) -> list[Value] | None:
-    """Give the elements of a ``LIST``, or of a dict with the keys ``'0'``, ``'1'`` ...; else None."""
+    """Give the elements of any kind of list, or of a dict with the keys ``'0'``, ``'1'`` ...; else None."""
+    value = written_out(value)
     if type(value) is list and value[0] == LIST:
         return value[1:]
     if type(value) is dict and all(str(i) in value for i in range(len(value))):
@@ -162,7 +164,7 @@ def note_unexpected(keys: list[Any], path: LinkedPath, merger: Merger) -> None:
 
 def container_mismatch(target: Any, expected: str, value: Value, path: LinkedPath, merger: Merger) -> Build:
     """Note that the file holds another kind of container."""
-    found = describe(value, merger.specs)
+    found = describe(value, merger.document)
     return merger.mismatch("container", target, path, "Container mismatch", expected, found)
 
 
@@ -182,6 +184,10 @@ class DictHandler(Handler):
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Plan by key."""
+        if type(value) is list and value[0] == NAMED_ARRAYS and value[2:] == list(target):
+            arrays = merger.plan_run(list(target.values()), value[1], value[2:], path)
+            if arrays is not None:
+                return lambda: dict(zip(value[2:], arrays(), strict=True))
         items = as_items(mapping_state(value))
         if items is None:
             return container_mismatch(target, "a dict", value, path, merger)
@@ -257,6 +263,10 @@ class ListHandler(Handler):
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Plan by position."""
+        if type(value) is list and value[0] == ARRAYS and value[2] == len(target):
+            arrays = merger.plan_run(target, value[1], range(value[2]), path)
+            if arrays is not None:
+                return arrays
         elements = as_elements(value)
         if elements is None:
             return container_mismatch(target, "a list", value, path, merger)
@@ -438,6 +448,8 @@ def set_up(registry: Registry) -> None:
 class _Split(Handler):
     """The builtin type itself has a form of its own in the structure; its subclasses are nodes."""
 
+    takes_runs = True
+
     def __init__(self, exact: Handler, derived: Handler, ty: type) -> None:
         self.tag = derived.tag
         self._exact = exact
@@ -454,4 +466,5 @@ class _Split(Handler):
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         if type(value) is list and value[0] == NODE and value[1] == "list":
             value = value[2]
-        return self._of(target).plan(target, value, path, merger)
+        handler = self._of(target)
+        return handler.plan(target, value if handler is self._exact else written_out(value), path, merger)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..document import ARRAY, ITEMS, LEAF, LIST, REF, ArraySpec, Document, Value
+from ..document import ARRAY, ARRAYS, ITEMS, LEAF, LIST, NAMED_ARRAYS, REF, ArraySpec, Document, Value
 from ..errors import CheckpointError, CorruptCheckpointError, Path, format_path
 from ..walking import walking
 from ..warn import warn
@@ -52,9 +52,9 @@ class Decoder:
         kind = value[0]
         if kind == ARRAY:
             return self._array(value[1])
-        if kind == LIST:
+        if kind in (LIST, ARRAYS):
             return self.sequence(value)
-        if kind == ITEMS:
+        if kind in (ITEMS, NAMED_ARRAYS):
             return self.mapping(value)
         if kind == REF:
             return self._shared_object(value[1])
@@ -84,7 +84,9 @@ class Decoder:
     # What handlers build their objects from.
 
     def sequence(self, value: Value) -> list[Any]:
-        """Decode a ``LIST``."""
+        """Decode a ``LIST`` or ``ARRAYS``."""
+        if type(value) is list and value[0] == ARRAYS:
+            return list(map(self._array, range(value[1], value[1] + value[2])))
         if type(value) is not list or value[0] != LIST:
             raise TypeError(f"expected a list, got {type(value).__name__}")
         out = []
@@ -97,8 +99,8 @@ class Decoder:
         return out
 
     def mapping(self, value: Value) -> dict[Any, Any]:
-        """Decode a plain map or ``ITEMS``."""
-        if type(value) is dict:
+        """Decode a plain map, ``NAMED_ARRAYS`` or ``ITEMS``."""
+        if type(value) is dict or (type(value) is list and value[0] == NAMED_ARRAYS):
             return self.fields(value)
         if type(value) is not list or value[0] != ITEMS:
             raise TypeError(f"expected a map, got {type(value).__name__}")
@@ -123,7 +125,10 @@ class Decoder:
         return key
 
     def fields(self, value: Value) -> dict[str, Any]:
-        """Decode a plain map."""
+        """Decode a plain map or ``NAMED_ARRAYS``."""
+        if type(value) is list and value[0] == NAMED_ARRAYS:
+            _, first, *keys = value
+            return dict(zip(keys, map(self._array, range(first, first + len(keys))), strict=True))
         if type(value) is not dict:
             raise TypeError(f"expected a map with string keys, got {type(value).__name__}")
         out = {}

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import msgpack
 import numpy as np
 
-from ..document import ARRAY, ITEMS, LEAF, LIST, NODE, OPAQUE, REF, ArraySpec, Document, Kind, LiveArrays, Value
+from ..document import (
+    ARRAY,
+    ARRAYS,
+    ITEMS,
+    LEAF,
+    LIST,
+    NAMED_ARRAYS,
+    NODE,
+    OPAQUE,
+    REF,
+    Document,
+    Kind,
+    LiveArrays,
+    Value,
+)
 from ..errors import Path, SerializationError, format_path
 from ..walking import MAX_DEPTH, walking
 from .registry import Registry
@@ -16,6 +31,8 @@ from .registry import Registry
 #: A larger array does not belong into metadata, which is read whole whenever a file is opened.
 MAX_METADATA_ARRAY = 1 << 16
 MAX_METADATA_VALUES = 1 << 20
+#: Fewer arrays in a row have a node each, which is easier to read for others.
+_MIN_RUN = 16
 
 _IN_PROGRESS = object()
 _OBJECT = np.dtype(object)
@@ -59,8 +76,15 @@ class Encoder:
         self._inline = inline
         # id of an object -> (the object, kept alive so that its id stays its own; what it became)
         self._memo: dict[int, tuple[Any, Any]] = {}
+        # The same for arrays: id -> index in the table, which keeps them alive.
+        self._indices: dict[int, int] = {}
         self._repeated: set[int] = set()
+        self._shared: list[Value] = []
+        self._places: dict[bytes, int] = {}
+        self._whole = inline
         self._depth = 0
+        #: Whether there are runs of arrays in what was encoded.
+        self.runs = False
 
     def encode(self, obj: Any) -> Value:
         """Encode one object and all below it."""
@@ -69,23 +93,22 @@ class Encoder:
         handler = self.registry.lookup(obj)
         if handler is None:
             if self._passthrough:
-                return [ARRAY, self.arrays.add(_OBJECT, (), OPAQUE, obj)]
+                return self.array(_OBJECT, (), OPAQUE, obj)
             raise Trouble(lambda path: SerializationError(_unknown(obj, path)))
         if not handler.tracked:
             return handler.encode(obj, self)
-        known = self._memo.get(id(obj))
+        key = id(obj)
+        known = self._memo.get(key)
         if known is not None:
             return self._again(known)
-        if handler.atomic:
-            value = handler.encode(obj, self)
-            self._memo[id(obj)] = (obj, value)
-            return value
-        return self._encode_container(obj, handler.encode)
-
-    def _encode_container(self, obj: Any, encode: Callable[[Any, Encoder], Value]) -> Value:
-        self._memo[id(obj)] = (obj, _IN_PROGRESS)
-        value = encode(obj, self)
-        self._memo[id(obj)] = (obj, value)
+        index = self._indices.get(key)
+        if index is not None:
+            return [ARRAY, index]
+        if not handler.atomic:
+            self._memo[key] = (obj, _IN_PROGRESS)
+        value = handler.encode(obj, self)
+        if key not in self._indices:
+            self._memo[key] = (obj, value)
         return value
 
     def _again(self, known: tuple[Any, Any]) -> Value:
@@ -97,7 +120,7 @@ class Encoder:
                     "Break the cycle, or register the type with a handler that leaves it out."
                 )
             )
-        if type(value) is dict or (type(value) is list and value[0] != ARRAY and not _is_flat_tuple(value)):
+        if type(value) is dict or (type(value) is list and not _is_flat_tuple(value)):
             self._repeated.add(id(value))
         return value
 
@@ -105,9 +128,10 @@ class Encoder:
 
     def array(self, dtype: np.dtype[Any], shape: tuple[int, ...], kind: Kind, source: Any) -> Value:
         """Put an array into the array table and refer to it."""
+        spec = self.arrays.spec(dtype, shape, kind)
         if not self._inline:
-            return [ARRAY, self.arrays.add(dtype, shape, kind, source)]
-        spec = ArraySpec(dtype, shape, kind)
+            self._indices[id(source)] = index = self.arrays.add(spec, source)
+            return [ARRAY, index]
         if spec.nbytes > MAX_METADATA_ARRAY:
             raise Trouble(
                 lambda path: SerializationError(
@@ -119,8 +143,11 @@ class Encoder:
 
         return inline_array(spec, np.asarray(source))
 
-    def sequence(self, items: Iterable[Any]) -> Value:
+    def sequence(self, items: Collection[Any]) -> Value:
         """Encode items as a list."""
+        first = self._run(items)
+        if first is not None:
+            return [ARRAYS, first, len(items)]
         out: list[Value] = [LIST]
         index = 0
         self._descend()
@@ -131,6 +158,28 @@ class Encoder:
             raise trouble.at(index)  # noqa: B904  (the same trouble goes on)
         self._depth -= 1
         return out
+
+    def _run(self, items: Collection[Any]) -> int | None:
+        """Put items into the array table in one go, if they are arrays of one type and nothing else is to be said.
+
+        Returns the index of the first. What is met the second time, or cannot be saved, is for the long way.
+        """
+        if len(items) < _MIN_RUN or self._inline:
+            return None
+        objects = list(items)
+        handler = self.registry.lookup(objects[0])
+        if handler is None or not handler.atomic or len(set(map(type, objects))) > 1:
+            return None
+        specs = handler.specs(objects, self.arrays)
+        if specs is None:
+            return None
+        first = len(self.arrays.specs)
+        ids = dict(zip(map(id, objects), range(first, first + len(objects)), strict=True))
+        if len(ids) < len(objects) or not ids.keys().isdisjoint(self._indices):
+            return None
+        self.runs = True
+        self._indices.update(ids)
+        return self.arrays.extend(specs, objects)
 
     def _descend(self) -> None:
         self._depth += 1
@@ -146,6 +195,9 @@ class Encoder:
 
     def fields(self, items: Mapping[str, Any]) -> Value:
         """Encode a mapping whose keys are known to be plain strings."""
+        first = self._run(items.values())
+        if first is not None:
+            return [NAMED_ARRAYS, first, *items]
         out: dict[str, Value] = {}
         key = None
         self._descend()
@@ -172,13 +224,15 @@ class Encoder:
 
     def _key(self, key: Any) -> Value:
         arrays = len(self.arrays.specs)
-        memo, self._memo = self._memo, {}  # a key stands whole in each dict: references are for values
+        # A key stands whole in each dict: references are for values.
+        memo, self._memo = self._memo, {}
+        whole, self._whole = self._whole, True
         try:
             value = self.encode(key)
         except Trouble:
             value = None
         finally:
-            self._memo = memo
+            self._memo, self._whole = memo, whole
         if (value is None) is (key is None) and len(self.arrays.specs) == arrays:
             return value
         raise Trouble(
@@ -186,6 +240,20 @@ class Encoder:
                 f"Cannot save the dict key {key!r} at path {path}: keys must be scalars, strings or tuples of them."
             )
         )
+
+    def share(self, obj: Any, encode: Callable[[Any], Value]) -> Value:
+        """Put what stands in many places, like a unit, into the shared table: once for all that are equal."""
+        known = self._memo.get(id(obj))
+        if known is not None:
+            return known[1]
+        value = encode(obj)
+        if self._whole:
+            return value
+        index = self._places.setdefault(msgpack.packb(value), len(self._shared))
+        if index == len(self._shared):
+            self._shared.append(value)
+        self._memo[id(obj)] = (obj, [REF, index])
+        return [REF, index]
 
     def node(self, tag: str, state: Value, **attributes: Value) -> Value:
         """Make an object whose parts are in its state."""
@@ -198,10 +266,8 @@ class Encoder:
     def hoist(self, structure: Value) -> tuple[Value, list[Value]]:
         """Move what occurs more than once into a shared table; inner values come before those that hold them."""
         if not self._repeated:
-            return structure, []
-        shared: list[Value] = []
-        moved: dict[int, int] = {}
-        return self._hoist(structure, shared, moved), shared
+            return structure, self._shared
+        return self._hoist(structure, self._shared, {}), self._shared
 
     def _hoist(self, value: Value, shared: list[Value], moved: dict[int, int]) -> Value:
         if id(value) in moved:
@@ -210,12 +276,10 @@ class Encoder:
             for key, item in value.items():
                 if type(item) is dict or type(item) is list:
                     value[key] = self._hoist(item, shared, moved)
-        elif type(value) is list:
+        elif type(value) is list and value[0] not in (ARRAY, ARRAYS, NAMED_ARRAYS):
             for index, item in enumerate(value):
                 if type(item) is dict or type(item) is list:
                     value[index] = self._hoist(item, shared, moved)
-        else:
-            return value
         if id(value) not in self._repeated:
             return value
         moved[id(value)] = len(shared)
@@ -227,6 +291,8 @@ def _is_flat_tuple(value: Value) -> bool:
     # Whether two equal tuples of scalars are one object is up to Python's compiler, and means nothing.
     if value[0] != NODE or value[1] not in ("tuple", "namedtuple"):
         return False
+    if type(value[2]) is list and value[2][0] in (ARRAYS, NAMED_ARRAYS):
+        return True
     parts = value[2].values() if type(value[2]) is dict else value[2][1:]
     return not any(type(part) is dict or (type(part) is list and part[0] != ARRAY) for part in parts)
 
@@ -261,7 +327,7 @@ def encode(
     """
     encoder = Encoder(registry, passthrough=passthrough)
     structure, shared = _run(encoder, target)
-    document = Document(structure, encoder.arrays, shared)
+    document = Document(structure, encoder.arrays, shared, runs=encoder.runs)
     if metadata is not None:
         document.metadata = encode_metadata(metadata, registry)
     return document

@@ -10,6 +10,7 @@ from .view import View
 def locate(document: Document, index: int) -> LinkedPath:
     """Give the path of the first leaf that an entry of the array table belongs to."""
     seen: set[int] = set()
+    document = document.written_out()
     for leaf in View(document).leaves():
         if not leaf.again and _holds(document, leaf.value, index, seen):
             return leaf.path

@@ -13,15 +13,29 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from itertools import repeat
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
-from ..document import ARRAY, LEAF, NODE, OPAQUE, REF, ArraySpec, Document, LiveArrays, Value
+from ..document import (
+    ARRAY,
+    ARRAYS,
+    LEAF,
+    LIST,
+    NAMED_ARRAYS,
+    NODE,
+    OPAQUE,
+    REF,
+    ArraySpec,
+    Document,
+    LiveArrays,
+    Value,
+    written_out,
+)
 from ..dtypes import fits_jax
 from ..errors import (
     CheckpointError,
@@ -41,6 +55,7 @@ from .decode import BAD_STATE, Decoder, run_decoder
 from .encode import Trouble, encode
 from .locate import locate
 from .mismatch import MismatchKind, MismatchMode, MismatchReport
+from .quantities import QUANTITY, symbol
 from .registry import Registry
 from .transaction import Transaction, transaction
 
@@ -75,15 +90,26 @@ def plain_want(kind: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Want:
 class Together:
     """Whether all parts of one value fit: known in part when they are planned, and wholly when they are converted."""
 
-    def __init__(self, misfits: set[int]) -> None:
+    def __init__(self, misfits: set[int], around: list[Together], report: MismatchReport) -> None:
         self._misfits = misfits
-        self.planned = False
+        self._around = around
+        self._report = report
+        self._before = len(report.found)
+        self._planned = False
         #: The requests of the parts.
         self.slots: set[int] = set()
 
+    def __enter__(self) -> Self:
+        self._around.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._around.pop()
+        self._planned = len(self._report.found) == self._before
+
     def fits(self) -> bool:
         """Tell whether every part has got its value."""
-        return self.planned and self._misfits.isdisjoint(self.slots)
+        return self._planned and self._misfits.isdisjoint(self.slots)
 
 
 #: One array that the plan needs: from where, as what, where it belongs, what stays if its values do not fit, and what
@@ -117,7 +143,6 @@ class Merger:
         self.report = report or MismatchReport(options.mismatch)
         self.specs = document.arrays.specs
         self.ratio = 1.0
-        self.decoder = Decoder(document, registry, self._whole)
         self.transaction = Transaction()
         self._requests: list[Request] = []
         self._results: list[Any] = []
@@ -133,6 +158,7 @@ class Merger:
         self._misfits: set[int] = set()
         self._together: list[Together] = []
         self._objects: dict[int, Any] = {}
+        self.decoder = Decoder(document, registry, self._objects.__getitem__)
         self._parts: list[Merger] = []
 
     # Plan.
@@ -148,10 +174,14 @@ class Merger:
                 f"{self.format(path)}: no handler is registered for it. Decorate the class with "
                 "@braintools_ckpt.serializable, or call msgpack_register_serialization."
             )
-        if type(value) is list and value[0] == REF:
-            return self._plan_shared(target, value[1], path)
-        if type(value) is list and value[0] == NODE and value[1] == "brainstate.State" != handler.tag:
-            value = value[2]  # a state fits where its value would
+        if type(value) is list:
+            kind = value[0]
+            if kind == REF:
+                return self._plan_shared(target, value[1], path)
+            if kind == NODE and value[1] == "brainstate.State" != handler.tag:
+                return self.plan(target, value[2], path)  # a state fits where its value would
+            if kind in (ARRAYS, NAMED_ARRAYS) and not handler.takes_runs:
+                value = written_out(value)
         return handler.plan(target, value, path, self)
 
     def _plan_shared(self, target: Any, index: int, path: LinkedPath) -> Build:
@@ -160,6 +190,45 @@ class Merger:
             plan = self.plan(target, self.document.shared[index], path)
             self._plans[key] = (target, once(plan))  # the target is kept, so its id stays its own
         return self._plans[key][1]
+
+    def plan_run(
+        self, targets: list[Any], first: int, keys: Sequence[Any], path: LinkedPath
+    ) -> Callable[[], list[Any]] | None:
+        """Check a run of arrays against as many targets in one go.
+
+        Only where all of them fit and nothing is special; else the result is None, and they are to be planned one by
+        one.
+        """
+        handler = self.registry.lookup(targets[0]) if targets else None
+        indices = range(first, first + len(targets))
+        if handler is None or self.ratio != 1.0 or len(set(map(type, targets))) > 1:
+            return None
+        wants = handler.wants(targets)
+        if wants is None or not _fit(self.specs[first : first + len(targets)], wants):
+            return None
+        if wants[0].kind == "numpy" and self._take_run(indices, targets, wants):
+            return lambda: list(map(self._host.__getitem__, indices))
+        if not self._slots.keys().isdisjoint(zip(indices, map(id, targets), strict=True)):
+            return None
+        low = len(self._requests)
+        self._requests += zip(indices, wants, zip(repeat(path), keys), targets, repeat(1.0))
+        slots = range(low, len(self._requests))
+        for parts in self._together:
+            parts.slots.update(slots)
+        builds = map(partial, repeat(self._results.__getitem__), slots)
+        known = zip(targets, builds, repeat(1.0), slots)
+        self._slots.update(zip(zip(indices, map(id, targets), strict=True), known, strict=True))
+        return lambda: self._results[slots.start : slots.stop]
+
+    def _take_run(self, indices: range, targets: list[Array], wants: list[Want]) -> bool:
+        """Note that arrays are results as they are read, if all are, and nobody else's."""
+        specs = self.specs[indices.start : indices.stop]
+        if any(spec.dtype is not want.dtype for spec, want in zip(specs, wants, strict=True)):
+            return False
+        if not self._taken.keys().isdisjoint(indices):
+            return False
+        self._taken.update(zip(indices, targets, strict=True))
+        return True
 
     def plan_array(self, target: Any, want: Want, value: Value, path: LinkedPath) -> Build:
         """Check an array, or a number where the target is one, and ask for it."""
@@ -257,7 +326,7 @@ class Merger:
         """Decode a value while planning; if it holds arrays, they are read now."""
         self._need(value)
         self._read_whole()
-        own = self.decoder if decoder is Decoder else decoder(self.document, self.registry, self._whole)
+        own = self.decoder if decoder is Decoder else decoder(self.document, self.registry, self._objects.__getitem__)
         return run_decoder(own, value, self.whole_path(path))
 
     def _need(self, value: Value, inside: bool = False) -> None:
@@ -273,12 +342,17 @@ class Merger:
                 self._whole_indices.add(value[1])
                 if inside:
                     self.private.add(value[1])
+            elif value[0] in (ARRAYS, NAMED_ARRAYS):
+                count = value[2] if value[0] == ARRAYS else len(value) - 2
+                self._whole_indices.update(range(value[1], value[1] + count))
+                if inside:
+                    self.private.update(range(value[1], value[1] + count))
             elif value[0] == REF:
                 if value[1] not in self._seen:
                     self._seen.add(value[1])
                     self._need(self.document.shared[value[1]], inside)
             else:
-                inside = inside or (value[0] == LEAF and value[1] != "brainunit.Quantity")
+                inside = inside or (value[0] == LEAF and value[1] != QUANTITY)
                 for item in value[1:]:
                     self._need(item, inside)
 
@@ -328,19 +402,14 @@ class Merger:
             self.report.fatal = True
         return constant(target)
 
-    @contextmanager
-    def together(self) -> Iterator[Together]:
-        """Plan parts of one value, of which all or none may be taken."""
-        parts, found = Together(self._misfits), len(self.report.found)
-        self._together.append(parts)
-        yield parts
-        self._together.pop()
-        parts.planned = len(self.report.found) == found
+    def together(self) -> Together:
+        """Plan parts of one value, of which all or none may be taken, in a ``with`` block."""
+        return Together(self._misfits, self._together, self.report)
 
     def leaf_mismatch(self, target: Any, expected: str, value: Value, path: LinkedPath) -> Build:
         """Note that the file holds something of another kind."""
-        found = describe(value, self.specs)
-        what = "Unit mismatch" if "brainunit.Quantity" in _tags(value) else "Leaf mismatch"
+        found = describe(value, self.document)
+        what = "Unit mismatch" if QUANTITY in _tags(value) else "Leaf mismatch"
         kind: MismatchKind = "unit" if what == "Unit mismatch" else "leaf"
         return self.mismatch(kind, target, path, what, expected, found)
 
@@ -363,16 +432,22 @@ class Merger:
     def execute(self) -> None:
         """Read all arrays that the plan asks for, in file order, and convert them."""
         self._read_whole()
-        sources = [request[0] for request in self._requests if type(request[0]) is int]
-        indices = sorted({*sources, *self._taken})
-        self._host.update(zip(indices, self.document.arrays.read(indices), strict=True))
-        uses = Counter(sources)
+        uses = Counter(request[0] for request in self._requests if type(request[0]) is int)
         uses.update(self._taken.keys())
+        indices = sorted(uses)
+        self._host.update(zip(indices, self.document.arrays.read(indices), strict=True))
         for slot, request in enumerate(self._requests):
-            self._results.append(self._convert(slot, request, uses))
+            source, want, _, _, ratio = request
+            if type(source) is int and ratio == 1.0 and uses[source] == 1 and self._is_wanted(source, want):
+                self._results.append(self._host.pop(source))  # as most are
+            else:
+                self._results.append(self._convert(slot, request, uses))
         self._place()
         for part in self._parts:
             part.execute()
+
+    def _is_wanted(self, source: int, want: Want) -> bool:
+        return self.specs[source].dtype is want.dtype and want.kind not in ("python", "scalar")
 
     def _own(self, source: int | Array, uses: Counter[int]) -> Array:
         """Give a host array that is nobody else's: the last one to ask needs no copy."""
@@ -425,9 +500,6 @@ class Merger:
         if indices:
             arrays = materialize(self.document, indices, self)
             self._objects.update(zip(indices, arrays, strict=True))
-
-    def _whole(self, index: int) -> Any:
-        return self._objects[index]
 
     # Commit.
 
@@ -509,21 +581,18 @@ def materialize(document: Document, indices: Sequence[int], merger: Merger) -> l
         return document.arrays.objects(indices)
     arrays: list[Any] = document.arrays.read(indices)
     specs = [document.arrays.specs[index] for index in indices]
-    modes = ["saved" if index in merger.private else mode for index in indices]
-    on_device = [i for i, (spec, mode) in enumerate(zip(specs, modes, strict=True)) if _on_device(spec, mode)]
+    on_device = [i for i, spec in enumerate(specs) if spec.kind != "numpy"]
+    if mode != "saved":
+        private = [i for i in on_device if indices[i] in merger.private]
+        others = (i for i, spec in enumerate(specs) if mode == "jax" and fits_jax(spec.dtype))
+        on_device = sorted({*private, *(i for i in others if indices[i] not in merger.private)})
     if on_device:
-        wants = [Want(specs[i].kind.replace("numpy", "jax"), specs[i].dtype, specs[i].shape) for i in on_device]
+        wants = [plain_want(specs[i].kind.replace("numpy", "jax"), specs[i].dtype, specs[i].shape) for i in on_device]
         on_file = [indices[i] for i in on_device]
         placed = merger.place([arrays[i] for i in on_device], wants, lambda i: locate(document, on_file[i]))
         for i, array in zip(on_device, placed, strict=True):
             arrays[i] = array
     return arrays
-
-
-def _on_device(spec: ArraySpec, mode: ArraysMode) -> bool:
-    if mode == "saved":
-        return spec.kind != "numpy"
-    return mode == "jax" and fits_jax(spec.dtype)
 
 
 def same_values(one: Any, other: Any, registry: Registry) -> bool:
@@ -564,6 +633,20 @@ def _held(target: Any, tree_util: Any) -> Iterable[Any]:
     return [getattr(target, name) for name in fields if hasattr(target, name)]
 
 
+def _fit(specs: Sequence[ArraySpec], wants: Sequence[Want]) -> bool:
+    """Tell whether each array can become what is wanted; equal specs and wants are one object each, mostly."""
+    seen: tuple[Any, Any] = (None, None)
+    for spec, want in zip(specs, wants, strict=True):
+        if spec is seen[0] and want is seen[1]:
+            continue
+        seen = spec, want
+        if spec.kind == OPAQUE or spec.shape != want.shape:
+            return False
+        if spec.dtype != want.dtype and not castable(spec.dtype, want.dtype):
+            return False
+    return True
+
+
 def constant(value: Any) -> Build:
     """Plan to give a value that is known already."""
     return lambda: value
@@ -581,7 +664,7 @@ def once(build: Build) -> Build:
     return run
 
 
-def describe(value: Value, specs: Sequence[ArraySpec]) -> str:
+def describe(value: Value, document: Document) -> str:
     """Say in a few words what a value of a file is."""
     if type(value) is not list:
         if value is None:
@@ -589,12 +672,12 @@ def describe(value: Value, specs: Sequence[ArraySpec]) -> str:
         return "a dict" if type(value) is dict else f"{type(value).__name__} {value!r}"[:80]
     kind = value[0]
     if kind == ARRAY:
-        return describe_spec(specs[value[1]])
+        return describe_spec(document.arrays.specs[value[1]])
     if kind not in (NODE, LEAF):
-        return "a list" if kind == 0 else "a dict"
+        return "a list" if kind in (LIST, ARRAYS) else "a dict"
     tag, attributes = value[1], value[3] if len(value) > 3 else {}
-    if tag == "brainunit.Quantity":
-        return f"{describe(value[2], specs)} with unit {attributes['unit'].get('symbol', '?')}"
+    if tag == QUANTITY:
+        return f"{describe(value[2], document)} with unit {symbol(document, attributes)}"
     name = attributes.get("class")
     return f"a {tag}" + (f" {name}" if name else "")
 

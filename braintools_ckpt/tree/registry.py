@@ -12,13 +12,13 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..document import Value
+from ..document import ArraySpec, LiveArrays, Value
 from ..errors import LinkedPath, RegistrationError
 
 if TYPE_CHECKING:
     from .decode import Decoder
     from .encode import Encoder
-    from .merge import Build, Merger
+    from .merge import Build, Merger, Want
 
 #: The library a type comes from (top-level package of its module, or first word of its tag) -> our adapter.
 ADAPTERS = {
@@ -43,12 +43,15 @@ class Handler:
         Whether the object can hold no other objects, and so no cycle.
     stateful : bool
         Whether a target of the type is itself changed by a load.
+    takes_runs : bool
+        Whether ``plan`` knows runs of arrays; else they are written out for it.
     """
 
     tag: str = ""
     tracked: ClassVar[bool] = True
     atomic: ClassVar[bool] = False
     stateful: ClassVar[bool] = False
+    takes_runs: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {type(self).__module__}>"
@@ -64,6 +67,16 @@ class Handler:
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Check a value of a file against a target and give a function that makes the result."""
         raise NotImplementedError
+
+    # What handlers of arrays may add: many of them are saved and loaded in one go.
+
+    def specs(self, objects: list[Any], arrays: LiveArrays) -> list[ArraySpec] | None:
+        """Give the entries of the array table that say all about objects of one type; None if one says more."""
+        return None
+
+    def wants(self, targets: list[Any]) -> list[Want] | None:
+        """Give what an array has to become for each of many targets of one type; None if one asks for more."""
+        return None
 
 
 class Registry:

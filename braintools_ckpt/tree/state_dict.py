@@ -11,6 +11,7 @@ from ..document import ARRAY, FLATTED_TAGS, ITEMS, LEAF, LIST, REF, Document, Va
 from ..errors import CheckpointError, CorruptCheckpointError, SerializationError, format_path, spread
 from .decode import BAD_STATE, Decoder, run_decoder
 from .objects import FunctionHandler
+from .quantities import QUANTITY, unit_description
 from .registry import Registry
 from .view import View
 
@@ -43,6 +44,7 @@ def to_state_dict(document: Document, registry: Registry, array: Callable[[int],
     SerializationError
         If two parts would have the same place in the dicts.
     """
+    document = document.written_out()
     return _Plain(document, registry, array).convert(document.structure)
 
 
@@ -131,8 +133,8 @@ class _Plain:
 
     def _leaf(self, value: Value) -> Any:
         try:
-            if value[1] == "brainunit.Quantity":
-                return self._quantity(value[2], value[3]["unit"])
+            if value[1] == QUANTITY:
+                return self._quantity(value[2], unit_description(self._document, value[3]))
             if value[1] == "enum" or value[1].startswith("class:"):  # a leaf of a class is a registered enum's member
                 state = self._document.resolve(value[2])
                 return self.convert(state["value"] if "value" in state else state["name"])

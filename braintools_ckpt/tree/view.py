@@ -33,7 +33,7 @@ class View:
     """
 
     def __init__(self, document: Document) -> None:
-        self.document = document
+        self.document = document.written_out()
 
     def inner(self, value: Value) -> Value:
         """Give what holds the parts of a value, behind references and the nodes around it."""
