@@ -171,6 +171,7 @@ class Document:
             value = self.shared[value[1]]
         return value
 
+
     def written_out(self) -> Document:
         """Give the same document without runs of arrays, for all who look at one value after the other."""
         if not self.runs:
