@@ -6,7 +6,6 @@ import difflib
 import html
 import os
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -14,12 +13,12 @@ import numpy as np
 
 from .api import load_document, make_options, open_document, read_metadata
 from .document import ARRAY, LEAF, LIST, NODE, Document, Value
-from .errors import format_array, format_path, unlink
+from .errors import LinkedPath, format_array, format_key, format_path
 from .format.reader import StoredArrays
 from .storage.sources import open_source
 from .tree.merge import ArraysMode, Merger, Options, UnitsMode
 from .tree.mismatch import MismatchMode
-from .tree.paths import Texts, parse_path
+from .tree.paths import parse_path
 from .tree.quantities import QUANTITY, symbol
 from .tree.registry import registry
 from .tree.rename import Rename
@@ -67,12 +66,14 @@ class Checkpoint(Mapping[str, Any]):
 
     def __init__(self, document: Document, name: str, size: int, close: Any) -> None:
         self._document = document
+        self._view = View(document)
         self._close = close
         self._closed = False
         self._metadata: dict[str, Any] | None = None
         self._values: dict[str, Value] | None = None
         self._same_as: dict[str, str] = {}
         self._specs: _Specs | None = None
+        self._array_specs: dict[int, LeafSpec] = {}
         #: The file's name.
         self.name = name
         #: The file's size in bytes.
@@ -98,42 +99,50 @@ class Checkpoint(Mapping[str, Any]):
             self._specs = _Specs(specs, self._no_path)
         return self._specs
 
-    @cached_property
-    def _view(self) -> View:
-        return View(self._document)
-
     def _leaves(self) -> dict[str, Value]:
         if self._values is None:
             values: dict[str, Value] = {}
+            texts = _PathTexts()
             with walking():
                 for leaf in self._view.leaves():
-                    path = format_path(unlink(leaf.path))
+                    path = texts.of(leaf.path)
                     values[path] = leaf.value
                     if leaf.again:
-                        self._same_as[path] = format_path(unlink(leaf.same_as))
+                        self._same_as[path] = texts.of(leaf.same_as)
             self._values = values
         return self._values
 
     def _spec(self, path: str, value: Value) -> LeafSpec:
         if path in self._same_as:
             return LeafSpec(f"same as {self._same_as[path]}", None, None, None, 0)
-        return _spec(self._view.document, value)
+        if not (type(value) is list and value[0] == ARRAY):
+            return _spec(self._document, value)
+        spec = self._document.arrays.specs[value[1]]
+        known = self._array_specs.get(id(spec))  # equal ones are one object
+        if known is None:
+            known = self._array_specs[id(spec)] = _spec(self._document, value)
+        return known
 
     def _value(self, path: str | tuple[Any, ...]) -> Value:
         """Give the value at a path: a leaf or a container."""
         text = path if isinstance(path, str) else format_path(path)
-        leaves = self._leaves()
-        if text in leaves:
-            return leaves[text]
         try:
-            steps: Texts = parse_path(text)
+            return self._find(text)
         except ValueError as error:
             raise KeyError(str(error)) from None
-        try:
-            with walking():
-                return self._view.find(steps)
         except KeyError:
             raise KeyError(self._no_path(text)) from None
+
+    def _find(self, path: str) -> Value:
+        """Look along the path; only what cannot be found so is looked for among all leaves."""
+        if self._values is None or path not in self._values:
+            try:
+                with walking():
+                    return self._view.find(parse_path(path))
+            except (KeyError, ValueError):
+                if path not in self._leaves():
+                    raise
+        return self._leaves()[path]
 
     def _no_path(self, path: object) -> str:
         near = difflib.get_close_matches(str(path), self.paths, 1)
@@ -150,12 +159,12 @@ class Checkpoint(Mapping[str, Any]):
         value = self._value(path)
         with walking():
             # By way of the whole document, so that messages name paths from its root.
-            return Merger(self._view.document, registry, Options()).decode_now(value)
+            return Merger(self._document, registry, Options()).decode_now(value)
 
     def __contains__(self, path: object) -> bool:
         try:
-            self._value(path)  # type: ignore[arg-type]
-        except (KeyError, TypeError):
+            self._find(path if isinstance(path, str) else format_path(path))  # type: ignore[arg-type]
+        except (KeyError, ValueError, TypeError):
             return False
         return True
 
@@ -199,9 +208,9 @@ class Checkpoint(Mapping[str, Any]):
                 f"The value at the path {path!r} is no array: it holds {len(parts)} item{'s'[: len(parts) != 1]}. "
                 "Use checkpoint[path]."
             )
-        array = _unwrapped(self._view.document, value)[0]
+        array = _unwrapped(self._document, value)[0]
         if not (type(array) is list and array[0] == ARRAY):
-            kind = _spec(self._view.document, value).kind
+            kind = _spec(self._document, value).kind
             raise TypeError(f"The value at the path {path!r} is no array but {kind}. Use checkpoint[path].")
         return self._document.arrays.read_part(array[1], index)
 
@@ -325,6 +334,26 @@ def open_checkpoint(
         source.close()
         raise
     return Checkpoint(document, source.name, source.size, source.close)
+
+
+class _PathTexts:
+    """Writes linked paths; what leads to a container is written once for all that is in it."""
+
+    def __init__(self) -> None:
+        self._above: dict[int, tuple[LinkedPath, str]] = {}  # by id of a linked path, which is kept alive here
+
+    def of(self, path: LinkedPath) -> str:
+        """Write a path."""
+        if path is None:
+            return "."
+        above, key = path
+        text = format_key(key) if type(key) is str else format_path((key,))
+        if above is None:
+            return text
+        known = self._above.get(id(above))
+        if known is None:
+            known = self._above[id(above)] = (above, self.of(above) + "/")
+        return known[1] + text
 
 
 class _Specs(dict[str, LeafSpec]):

@@ -33,7 +33,6 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from .dtypes import describe
-from .walking import walking
 
 LIST, ARRAY, ITEMS, NODE, LEAF, REF, ARRAYS, NAMED_ARRAYS = range(8)
 #: Mappings whose keys are tuples that lead through nested mappings.
@@ -162,32 +161,12 @@ class Document:
     arrays: ArrayTable
     shared: list[Value] = field(default_factory=list)
     metadata: dict[str, Value] = field(default_factory=dict)
-    #: Whether ``ARRAYS`` or ``NAMED_ARRAYS`` occur in it.
-    runs: bool = False
 
     def resolve(self, value: Value) -> Value:
         """Follow a reference into the shared table; any other value is itself."""
         while type(value) is list and value[0] == REF:
             value = self.shared[value[1]]
         return value
-
-
-    def written_out(self) -> Document:
-        """Give the same document without runs of arrays, for all who look at one value after the other."""
-        if not self.runs:
-            return self
-        with walking():
-            structure, *shared = map(_written_out, [self.structure, *self.shared])
-        return Document(structure, self.arrays, shared, self.metadata)
-
-
-def _written_out(value: Value) -> Value:
-    value = written_out(value)
-    if type(value) is dict:
-        return {key: _written_out(item) for key, item in value.items()}
-    if type(value) is list and value[0] != ARRAY:
-        return [_written_out(item) for item in value]
-    return value
 
 
 def written_out(value: Value) -> Value:

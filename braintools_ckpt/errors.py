@@ -132,7 +132,8 @@ def format_key(key: Any) -> str:
     ('w', '0', "'0'", "'a/b'", "(1, 'x')")
     """
     if type(key) is str:
-        return key if _BARE_KEY.match(key) and key not in _LITERALS else repr(key)
+        bare = (key.isidentifier() and key.isascii()) or _BARE_KEY.match(key)  # the first is quick, and most are
+        return key if bare and key not in _LITERALS else repr(key)
     return repr(key)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import brainstate
 
-from ..document import Value
+from ..document import NODE, Value
 from ..errors import HandlerError, LinkedPath, Steps
 from ..tree.containers import (
     as_items,
@@ -43,7 +43,7 @@ class StateHandler(Handler):
             attributes["name"] = encoder.encode(state.name)
         if state.tag is not None:
             attributes["tag"] = encoder.encode(state.tag)
-        return encoder.node(self.tag, encoder.encode(state.value), **attributes)
+        return [NODE, self.tag, encoder.encode(state.value), attributes]
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Make a state of the same class, if it is one of brainstate's own."""

@@ -7,7 +7,6 @@ import inspect
 from typing import Any
 
 import brainunit as u
-import jax
 import numpy as np
 
 from ..document import LEAF, LIST, Value
@@ -104,7 +103,8 @@ class QuantityHandler(Handler):
 
     def encode(self, quantity: Any, encoder: Encoder) -> Value:
         """Write mantissa and unit."""
-        return encoder.leaf(self.tag, encoder.encode(quantity.mantissa), unit=encoder.share(quantity.unit, _unit_leaf))
+        unit = encoder.share(quantity.unit, _unit_leaf)
+        return [LEAF, QUANTITY, encoder.encode(quantity.mantissa), {"unit": unit}]
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Put mantissa and unit together."""
@@ -168,7 +168,7 @@ def named(unit: Any) -> Any:
 
 
 def _quantity(ty: Any, mantissa: Any, unit: Any) -> Any:
-    if isinstance(mantissa, (np.ndarray, np.generic, jax.Array)):
+    if isinstance(mantissa, (np.ndarray, np.generic)) or type(mantissa).__module__.startswith("jax"):
         # As jax itself makes one again, which leaves the mantissa as it is and takes a tenth of the time.
         return ty.tree_unflatten(unit, (mantissa,))
     return ty(mantissa, unit=unit)

@@ -37,7 +37,6 @@ def _check_tables(document: Document) -> None:
             raise ValueError("a shared value that is a reference itself")
         structure.shared.append(structure.levels(value))
     structure.levels(document.structure)
-    document.runs = structure.runs
     _Grammar(arrays=0).levels(document.metadata)
 
 
@@ -47,7 +46,6 @@ class _Grammar:
     def __init__(self, arrays: int) -> None:
         self.arrays = arrays
         self.shared: list[int] = []  # the levels of the shared values that may be referred to
-        self.runs = False
 
     def levels(self, value: Value) -> int:
         if type(value) is dict:
@@ -70,7 +68,6 @@ class _Grammar:
             return self.shared[value[1]]
         if kind in (ARRAYS, NAMED_ARRAYS):
             _check_run(value, self.arrays)
-            self.runs = True
             return 2
         if kind in (NODE, LEAF):
             _check_node(value)

@@ -71,6 +71,7 @@ class Encoder:
 
     def __init__(self, registry: Registry, *, inline: bool = False, passthrough: bool = False) -> None:
         self.registry = registry
+        self._handlers = registry.known
         self._passthrough = passthrough
         self.arrays = LiveArrays()
         self._inline = inline
@@ -83,14 +84,12 @@ class Encoder:
         self._places: dict[bytes, int] = {}
         self._whole = inline
         self._depth = 0
-        #: Whether there are runs of arrays in what was encoded.
-        self.runs = False
 
     def encode(self, obj: Any) -> Value:
         """Encode one object and all below it."""
         if obj is None or obj is True or obj is False or type(obj) is float:
             return obj
-        handler = self.registry.lookup(obj)
+        handler = self._handlers.get(type(obj)) or self.registry.lookup(obj)
         if handler is None:
             if self._passthrough:
                 return self.array(_OBJECT, (), OPAQUE, obj)
@@ -128,9 +127,10 @@ class Encoder:
 
     def array(self, dtype: np.dtype[Any], shape: tuple[int, ...], kind: Kind, source: Any) -> Value:
         """Put an array into the array table and refer to it."""
-        spec = self.arrays.spec(dtype, shape, kind)
+        arrays = self.arrays
+        spec = arrays.spec(dtype, shape, kind)
         if not self._inline:
-            self._indices[id(source)] = index = self.arrays.add(spec, source)
+            self._indices[id(source)] = index = arrays.add(spec, source)
             return [ARRAY, index]
         if spec.nbytes > MAX_METADATA_ARRAY:
             raise Trouble(
@@ -177,7 +177,6 @@ class Encoder:
         ids = dict(zip(map(id, objects), range(first, first + len(objects)), strict=True))
         if len(ids) < len(objects) or not ids.keys().isdisjoint(self._indices):
             return None
-        self.runs = True
         self._indices.update(ids)
         return self.arrays.extend(specs, objects)
 
@@ -327,7 +326,7 @@ def encode(
     """
     encoder = Encoder(registry, passthrough=passthrough)
     structure, shared = _run(encoder, target)
-    document = Document(structure, encoder.arrays, shared, runs=encoder.runs)
+    document = Document(structure, encoder.arrays, shared)
     if metadata is not None:
         document.metadata = encode_metadata(metadata, registry)
     return document

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..document import ARRAY, REF, Document, Value
+from ..document import ARRAY, ARRAYS, NAMED_ARRAYS, REF, Document, Value, written_out
 from ..errors import LinkedPath
 from .view import View
 
@@ -10,7 +10,6 @@ from .view import View
 def locate(document: Document, index: int) -> LinkedPath:
     """Give the path of the first leaf that an entry of the array table belongs to."""
     seen: set[int] = set()
-    document = document.written_out()
     for leaf in View(document).leaves():
         if not leaf.again and _holds(document, leaf.value, index, seen):
             return leaf.path
@@ -28,6 +27,8 @@ def _holds(document: Document, value: Value, index: int, seen: set[int]) -> bool
             if value[1] not in seen:
                 seen.add(value[1])
                 stack.append(document.shared[value[1]])
+        elif type(value) is list and value[0] in (ARRAYS, NAMED_ARRAYS):
+            stack.append(written_out(value))
         elif type(value) is list and value[0] == ARRAY:
             if value[1] == index:
                 return True

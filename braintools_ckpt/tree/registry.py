@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..document import ArraySpec, LiveArrays, Value
@@ -138,6 +138,11 @@ class Registry:
         with self._lock:
             self._tags[handler.tag] = handler
 
+    @property
+    def known(self) -> Mapping[type, Handler]:
+        """The handlers that were looked up so far; a registration begins another table."""
+        return self._cache
+
     def lookup(self, obj: Any) -> Handler | None:
         """Find the handler of an object's type, or None."""
         ty = type(obj)
@@ -147,9 +152,7 @@ class Registry:
             pass
         with self._lock:
             handler = self._find(ty, obj)
-            if (
-                handler is not None
-            ):  # what has none may get one: jax.tree_util knows a class once it is registered there
+            if handler is not None:  # others may get one: jax.tree_util knows a class once it is registered there
                 self._cache[ty] = handler
             return handler
 

@@ -56,7 +56,7 @@ def rename(document: Document, how: Rename) -> Document:
     tree = _Tree(view)
     for piece in _Pieces(view, moves).all():
         tree.put(piece)
-    return Document(tree.root.emit(()), document.arrays, view.document.shared, document.metadata)
+    return Document(tree.root.emit(()), document.arrays, document.shared, document.metadata)
 
 
 # Which path goes where.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..document import ARRAY, FLATTED_TAGS, ITEMS, LEAF, LIST, REF, Document, Value
+from ..document import ARRAY, FLATTED_TAGS, ITEMS, LEAF, LIST, REF, Document, Value, written_out
 from ..errors import CheckpointError, CorruptCheckpointError, SerializationError, format_path, spread
 from .decode import BAD_STATE, Decoder, run_decoder
 from .objects import FunctionHandler
@@ -44,7 +44,6 @@ def to_state_dict(document: Document, registry: Registry, array: Callable[[int],
     SerializationError
         If two parts would have the same place in the dicts.
     """
-    document = document.written_out()
     return _Plain(document, registry, array).convert(document.structure)
 
 
@@ -59,6 +58,7 @@ class _Plain:
 
     def convert(self, value: Value, verbatim: bool = False) -> Any:
         """Convert a value; what a user's handler returned keeps its lists."""
+        value = written_out(value)
         if type(value) is dict:
             return {key: self._part(key, item, verbatim) for key, item in value.items()}
         if type(value) is not list:

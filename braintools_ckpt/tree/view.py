@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ..document import FLATTED_TAGS, ITEMS, LIST, NODE, REF, Document, Value, children
-from ..errors import CorruptCheckpointError, LinkedPath, Steps
+from ..document import (
+    ARRAY,
+    ARRAYS,
+    FLATTED_TAGS,
+    ITEMS,
+    LIST,
+    NAMED_ARRAYS,
+    NODE,
+    REF,
+    Document,
+    Value,
+    children,
+    written_out,
+)
+from ..errors import CorruptCheckpointError, LinkedPath, Steps, format_key
 from .decode import decode_key
-from .paths import Texts, key_texts
+from .paths import Texts, key_texts, written_key
 
 #: How many values a dict key may consist of: what is shared may stand in it often enough to fill any memory.
 _MAX_KEY = 10_000
@@ -33,7 +46,7 @@ class View:
     """
 
     def __init__(self, document: Document) -> None:
-        self.document = document.written_out()
+        self.document = document
 
     def inner(self, value: Value) -> Value:
         """Give what holds the parts of a value, behind references and the nodes around it."""
@@ -54,6 +67,7 @@ class View:
     def parts(self, value: Value) -> list[tuple[Any, Value]] | None:
         """Give the parts of a container with their keys; a leaf has none, which is None."""
         value, tags = self._open(value)
+        value = written_out(value)
         if not (type(value) is dict or (type(value) is list and value[0] in (LIST, ITEMS))):
             return None
         parts = list(children(value, self.key))
@@ -86,7 +100,7 @@ class View:
         stack: list[tuple[LinkedPath, Value]] = [(None, self.document.structure)]
         while stack:
             path, value = stack.pop()
-            parts = self.parts(value)
+            parts = None if _is_array(value) else self.parts(value)
             if not parts:
                 yield Leaf(path, value)
                 continue
@@ -105,8 +119,34 @@ class View:
             value, rest = waiting.pop()
             if not rest:
                 return value
+            inner, tags = self._open(value)
+            if FLATTED_TAGS.isdisjoint(tags) and not (type(inner) is list and inner[0] == ITEMS):
+                waiting += ((part, rest[1:]) for part in _part(inner, rest[0]))
+                continue
             for key, part in self.parts(value) or ():
                 own = key_texts(key)
                 if rest[: len(own)] == own:
                     waiting.append((part, rest[len(own) :]))
         raise KeyError
+
+
+def _is_array(value: Value) -> bool:
+    return type(value) is list and value[0] == ARRAY
+
+
+def _part(value: Value, text: str) -> list[Value]:
+    """Give the part of a list, or of a dict with string keys, whose key is written so; nothing if there is none."""
+    if type(value) is dict or (type(value) is list and value[0] == NAMED_ARRAYS):
+        key = written_key(text)
+        if format_key(key) != text:
+            return []
+        if type(value) is list:
+            return [[ARRAY, value[1] + value.index(key, 2) - 2]] if key in value else []
+        return [value[key]] if key in value else []
+    if type(value) is list and value[0] in (LIST, ARRAYS):
+        length = value[2] if value[0] == ARRAYS else len(value) - 1
+        index = int(text) if text.isdecimal() and text.isascii() else length
+        if index >= length or str(index) != text:
+            return []
+        return [[ARRAY, value[1] + index] if value[0] == ARRAYS else value[1 + index]]
+    return []
