@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .errors import HandlerError as HandlerError
     from .errors import InvalidCheckpointPath as InvalidCheckpointPath
     from .errors import MismatchError as MismatchError
+    from .errors import MissingLibraryError as MissingLibraryError
     from .errors import PrecisionError as PrecisionError
     from .errors import RegistrationError as RegistrationError
     from .errors import SerializationError as SerializationError
@@ -60,6 +61,7 @@ _HOMES = {
         "HandlerError",
         "InvalidCheckpointPath",
         "MismatchError",
+        "MissingLibraryError",
         "PrecisionError",
         "RegistrationError",
         "SerializationError",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, get_args
 
 from .document import Document, LiveArrays
 from .errors import AlreadyExistsError, CheckpointTooLargeError, InvalidCheckpointPath, format_path, unlink
-from .format import legacy, reader, writer
+from .format import codec, legacy, reader, writer
 from .storage.local import atomic_write
 from .storage.sinks import BytesSink, Sink, StreamSink
 from .storage.sources import BufferSource, Source, open_source
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .async_manager import AsyncManager
 
 Format: TypeAlias = Literal["v1", "flax"]
+Compression: TypeAlias = Literal["zstd"]
 File: TypeAlias = str | os.PathLike[str] | BinaryIO
 
 
@@ -42,6 +43,7 @@ def msgpack_save(
     *,
     metadata: Mapping[str, Any] | None = None,
     format: Format = "v1",
+    compression: Compression | None = None,
     durable: bool = True,
     progress: bool = False,
 ) -> str:
@@ -68,6 +70,9 @@ def msgpack_save(
     format : {'v1', 'flax'}, default 'v1'
         ``'flax'`` writes plain state dicts that ``braintools.file`` and ``flax.serialization`` read; types, units'
         names and metadata are lost then.
+    compression : {'zstd'}, optional
+        Compress arrays that get smaller by it; the others stay as they are. Nothing has to be said to load the file.
+        Needs ``pip install 'braintools-ckpt[zstd]'``.
     durable : bool, default True
         Sync file and directory, so that the checkpoint survives a power cut. Without it a save is faster.
     progress : bool, default False
@@ -86,6 +91,8 @@ def msgpack_save(
         If something in the tree cannot be saved; the message names its path, and nothing is written.
     HandlerError
         If a registered handler failed.
+    MissingLibraryError
+        If ``compression`` needs a library that is not installed; nothing is written.
     OSError
         If the file cannot be written; the old one, if there was one, is intact.
 
@@ -105,9 +112,7 @@ def msgpack_save(
     >>> str(loaded["V"].unit), loaded["layers"][1]
     ('mV', (1, 'relu'))
     """
-    _check_choice("format", format, get_args(Format))
-    if metadata is not None and format == "flax":
-        raise ValueError("format='flax' has no place for metadata: put it into the tree, or use format='v1'.")
+    _check_form(format, metadata, compression)
     name = _local_name(filename, "write", "wb")
     if async_manager is not None and (isinstance(async_manager, type) or not hasattr(async_manager, "save_async")):
         raise TypeError(f"async_manager must be an AsyncManager object, got {async_manager!r}.")
@@ -120,10 +125,11 @@ def msgpack_save(
     document = encode(target, registry, metadata=metadata)
     if async_manager is not None and isinstance(document.arrays, LiveArrays):
         document.arrays.snapshot()
-    put = _writer(document, format)
+    put = _writer(document, format, compression)
+    size = sum(spec.nbytes for spec in document.arrays.specs) if compression is None else None
 
     def task() -> None:
-        with _opened(filename, name, overwrite, durable, progress, document) as sink:
+        with _opened(filename, name, overwrite, durable, progress, size) as sink:
             put(sink)
 
     if async_manager is None:
@@ -168,7 +174,7 @@ def msgpack_load(
         What to do when file and target differ. ``'error'`` reports all differences in one exception and loads nothing;
         with the others the target's own value stays where something does not fit.
     max_size : int, optional
-        The largest file to accept, in bytes.
+        The largest file to accept, in bytes; its data, when it is decompressed, may not be larger either.
     verbose : bool, default False
         Print where the checkpoint comes from.
     partial : bool, default False
@@ -182,7 +188,8 @@ def msgpack_load(
         not have).
     mmap : bool, default False
         Map the file instead of reading it: numpy arrays are copy-on-write views of it, jax arrays on the CPU use them
-        in place. The file must not be changed while they live; their checksums are not checked.
+        in place. The file must not be changed while they live; their checksums are not checked. What is compressed in
+        the file is read and checked nevertheless.
     verify : bool, default True
         Check all data that is read against its checksums.
     raw : bool, default False
@@ -204,7 +211,9 @@ def msgpack_load(
     MismatchError
         If file and target differ and ``mismatch`` is ``'error'``; no object was changed.
     CheckpointTooLargeError
-        If the file is larger than ``max_size``.
+        If the file, or its data when it is decompressed, is larger than ``max_size``.
+    MissingLibraryError
+        If the file is compressed and zstandard is not installed.
 
     See Also
     --------
@@ -230,12 +239,17 @@ def msgpack_load(
     with open_source(filename) as source:
         _check_size(source, max_size)
         with _progress(progress, "loading", source.size) as on_bytes, walking():
-            return _load(
-                _counting(source, on_bytes), target, options, rename, raw, verify=verify, mmap=mmap, parallel=parallel
-            )
+            how = {"verify": verify, "mmap": mmap, "parallel": parallel}
+            return _load(_counting(source, on_bytes), target, options, rename, raw, max_size=max_size, **how)
 
 
-def msgpack_dumps(target: Any, *, metadata: Mapping[str, Any] | None = None, format: Format = "v1") -> bytes:
+def msgpack_dumps(
+    target: Any,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    format: Format = "v1",
+    compression: Compression | None = None,
+) -> bytes:
     """Give a tree as bytes: those that :func:`msgpack_save` would write.
 
     Parameters
@@ -245,6 +259,8 @@ def msgpack_dumps(target: Any, *, metadata: Mapping[str, Any] | None = None, for
     metadata : mapping, optional
         As in :func:`msgpack_save`.
     format : {'v1', 'flax'}, default 'v1'
+        As in :func:`msgpack_save`.
+    compression : {'zstd'}, optional
         As in :func:`msgpack_save`.
 
     Returns
@@ -256,17 +272,17 @@ def msgpack_dumps(target: Any, *, metadata: Mapping[str, Any] | None = None, for
     ------
     SerializationError
         If something in the tree cannot be saved.
+    MissingLibraryError
+        If ``compression`` needs a library that is not installed.
 
     Examples
     --------
     >>> msgpack_loads(msgpack_dumps({"step": 3, "name": "run"}))
     {'step': 3, 'name': 'run'}
     """
-    _check_choice("format", format, get_args(Format))
-    if metadata is not None and format == "flax":
-        raise ValueError("format='flax' has no place for metadata: put it into the tree, or use format='v1'.")
+    _check_form(format, metadata, compression)
     sink = BytesSink()
-    _writer(encode(target, registry, metadata=metadata), format)(sink)
+    _writer(encode(target, registry, metadata=metadata), format, compression)(sink)
     return sink.getvalue()
 
 
@@ -318,7 +334,8 @@ def msgpack_loads(
     with BufferSource(data) as source:
         _check_size(source, max_size)
         with walking():
-            return _load(source, target, options, rename, raw, verify=verify, parallel=parallel)
+            how = {"verify": verify, "parallel": parallel}
+            return _load(source, target, options, rename, raw, max_size=max_size, **how)
 
 
 def msgpack_to_state_dict(target: Any) -> Any:
@@ -390,9 +407,21 @@ def msgpack_from_state_dict(target: Any, state: Any, name: str = ".", mismatch: 
 # How documents are opened and loaded; open_checkpoint uses these too.
 
 
-def _load(source: Source, target: Any | None, options: Options, rename: Rename | None, raw: bool, **how: bool) -> Any:
+def _load(
+    source: Source,
+    target: Any | None,
+    options: Options,
+    rename: Rename | None,
+    raw: bool,
+    *,
+    max_size: int | None,
+    **how: bool,
+) -> Any:
     # A function of its own, so that the document is gone when the caller lets the garbage collector in again.
-    return load_document(open_document(source, **how), target, options, rename=rename, raw=raw)
+    document = open_document(source, **how)
+    if isinstance(document.arrays, reader.StoredArrays):
+        _check_nbytes(document.arrays.nbytes, max_size, f"{source.name} holds", " of data")
+    return load_document(document, target, options, rename=rename, raw=raw)
 
 
 def open_document(source: Source, *, verify: bool = True, mmap: bool = False, parallel: bool = True) -> Document:
@@ -401,7 +430,7 @@ def open_document(source: Source, *, verify: bool = True, mmap: bool = False, pa
         document = reader.read(source, verify=verify, mmap=mmap, parallel=parallel)
         if isinstance(document.arrays, reader.StoredArrays):
             outline = replace(document, arrays=LiveArrays())  # with the table itself it would be a reference cycle
-            document.arrays.locate = lambda index: format_path(unlink(locate(outline, index)))
+            document.arrays.name_by(lambda index: format_path(unlink(locate(outline, index))))
         return document
     if mmap:
         raise InvalidCheckpointPath(
@@ -435,9 +464,9 @@ def read_metadata(document: Document) -> dict[str, Any]:
     return decode_metadata(document.metadata, registry)
 
 
-def _writer(document: Document, format_: Format) -> Callable[[Sink], None]:
+def _writer(document: Document, format_: Format, compression: Compression | None) -> Callable[[Sink], None]:
     if format_ == "v1":
-        return lambda sink: writer.write(document, sink)
+        return lambda sink: writer.write(document, sink, compress=compression is not None)
     live = document.arrays
     assert isinstance(live, LiveArrays)
     with walking():
@@ -447,9 +476,8 @@ def _writer(document: Document, format_: Format) -> Callable[[Sink], None]:
 
 @contextlib.contextmanager
 def _opened(
-    file: File, name: str | None, overwrite: bool, durable: bool, progress: bool, document: Document
+    file: File, name: str | None, overwrite: bool, durable: bool, progress: bool, size: int | None
 ) -> Iterator[Sink]:
-    size = sum(spec.nbytes for spec in document.arrays.specs)
     with _progress(progress, "saving", size) as on_bytes:
         if name is None:
             yield StreamSink(file, on_bytes=on_bytes)  # type: ignore[arg-type]
@@ -459,7 +487,7 @@ def _opened(
 
 
 @contextlib.contextmanager
-def _progress(show: bool, what: str, size: int) -> Iterator[Callable[[int], None] | None]:
+def _progress(show: bool, what: str, size: int | None) -> Iterator[Callable[[int], None] | None]:
     if not show:
         yield None
         return
@@ -518,6 +546,19 @@ def make_options(target: Any, mismatch: Any, partial: bool, units: Any, arrays: 
     return Options(mismatch, partial, units, arrays)
 
 
+def _check_form(format_: Any, metadata: Any, compression: Any) -> None:
+    """Check in which form to save, before anything is done for it."""
+    _check_choice("format", format_, get_args(Format))
+    if metadata is not None and format_ == "flax":
+        raise ValueError("format='flax' has no place for metadata: put it into the tree, or use format='v1'.")
+    if compression is None:
+        return
+    _check_choice("compression", compression, get_args(Compression))
+    if format_ == "flax":
+        raise ValueError("format='flax' has no compression: leave compression out, or use format='v1'.")
+    codec.load_zstd()
+
+
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
@@ -526,10 +567,13 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 def _check_size(source: Source, max_size: int | None) -> None:
     if max_size is not None and (not isinstance(max_size, int) or isinstance(max_size, bool)):
         raise TypeError(f"max_size must be a number of bytes (int), got {type(max_size).__name__}.")
-    if max_size is not None and source.size > max_size:
+    _check_nbytes(source.size, max_size, f"{source.name} has", "")
+
+
+def _check_nbytes(nbytes: int, max_size: int | None, has: str, of: str) -> None:
+    if max_size is not None and nbytes > max_size:
         raise CheckpointTooLargeError(
-            f"Checkpoint data too large: {source.name} has {source.size} bytes, which exceeds maximum {max_size} bytes "
-            "(max_size=)."
+            f"Checkpoint data too large: {has} {nbytes} bytes{of}, which exceeds maximum {max_size} bytes (max_size=)."
         )
 
 

@@ -60,7 +60,11 @@ class UnsupportedVersionError(CorruptCheckpointError):
 
 
 class CheckpointTooLargeError(CheckpointError, ValueError):
-    """The file is larger than the ``max_size`` that the caller allowed."""
+    """The file, or what it holds when it is decompressed, is larger than the ``max_size`` that the caller allowed."""
+
+
+class MissingLibraryError(CheckpointError, ImportError):
+    """A library that the checkpoint needs is not installed."""
 
 
 class SerializationError(CheckpointError, TypeError, ValueError):

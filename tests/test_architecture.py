@@ -44,6 +44,7 @@ THIRD_PARTY = {
     "numpy": None,  # anywhere
     "msgpack": {"format", "tree"},
     "xxhash": {"format"},
+    "zstandard": {"format"},
     "ml_dtypes": {"dtypes"},
     "tqdm": {"api"},
     "jax": {"adapters.jax"},

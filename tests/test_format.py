@@ -29,6 +29,7 @@ import msgpack
 import numpy as np
 import pytest
 import xxhash
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -96,7 +97,7 @@ class TinyReader:
         blocks = [blob[i : i + step] for blob in blobs for i in range(0, len(blob), step)]
         hashes = np.frombuffer(table["hashes"], "<u8").tolist()
         assert hashes == [xxhash.xxh3_64_intdigest(block) for block in blocks]
-        joined = b"".join(blobs)
+        joined = b"".join(self._decompressed(table, blobs))
         self.arrays = []
         for number, offset in zip(
             np.frombuffer(table["spec"], "<u4"), np.frombuffer(table["offset"], "<u8").tolist(), strict=True
@@ -107,6 +108,23 @@ class TinyReader:
             size = stored.itemsize * int(np.prod(shape, dtype=object))
             raw = joined[offset : offset + size]
             self.arrays.append(np.frombuffer(raw, stored).reshape(shape).astype(dtype))
+
+    def _decompressed(self, table, blobs):
+        if "zstd" not in self.index.get("features", []):
+            assert not {"raw_size", "width"} & set(table)
+            return blobs
+        sizes = np.frombuffer(table["raw_size"], "<u8").tolist()
+        return [*map(self._blob, blobs, sizes, table["width"])]
+
+    def _blob(self, blob, size, width):
+        if not width:
+            assert len(blob) == size
+            return blob
+        data = zstandard.ZstdDecompressor().decompress(blob, allow_extra_data=False)
+        assert len(blob) < len(data) == size <= 1 << 24
+        count = size // width
+        items = (bytes(data[i * count + item] for i in range(width)) for item in range(count))
+        return b"".join([*items, data[width * count :]])
 
     def dtype(self, descr):
         """Give the stored form of a dtype, and the one in memory."""
@@ -1409,7 +1427,8 @@ def test_the_tree_of_a_golden_file_still_gives_the_same_bytes(name):
         mock.patch.object(bt, "__version__", TinyReader(data).index["library"]),
         mock.patch.multiple(layout, **EXPECTED.sizes(name, layout)),
     ):
-        assert bt.msgpack_dumps(EXPECTED.TREES[name](), metadata=EXPECTED.METADATA.get(name)) == data
+        options = {"metadata": EXPECTED.METADATA.get(name), "compression": EXPECTED.COMPRESSION.get(name)}
+        assert bt.msgpack_dumps(EXPECTED.TREES[name](), **options) == data
 
 
 def test_the_golden_files_hold_what_they_are_for():
@@ -1425,3 +1444,4 @@ def test_the_golden_files_hold_what_they_are_for():
     assert len(reader("blocks")["arrays"]["hashes"]) > len(reader("blocks")["arrays"]["blob_at"])
     assert len(reader("shared")["shared"]) == 2
     assert reader("containers")["metadata"]["step"] == 7
+    assert set(reader("compressed")["arrays"]["width"]) == {0, 2, 4, 8, 9}

@@ -6,7 +6,7 @@ A file is a plain sequence of MessagePack objects::
     PAD*      nil     as many as bring the next blob's data to a multiple of ALIGNMENT
     BLOB      bin32   raw bytes: an array, a piece of a large one, or a pack of small ones
     ...
-    INDEX     map     format, library, metadata, arrays, shared, structure
+    INDEX     map     format, library, metadata, features (if there are any), arrays, shared, structure
     TRAILER   bin8    offset, length and xxh3 of INDEX (uint64 each, little-endian), and MAGIC again
 
 Arrays are little-endian and in C order. Their table is kept in columns:
@@ -19,6 +19,12 @@ Arrays are little-endian and in C order. Their table is kept in columns:
     hashes      bin   uint64 for each HASH_BLOCK (or rest) of each blob, in order: xxh3 of its bytes
 
 An array's bytes are contiguous in the concatenation of the blobs; one that is larger than MAX_BLOB spans several blobs.
+
+A file with the feature ZSTD has two columns more. Its concatenation is that of what the blobs stand for::
+
+    raw_size    bin   uint64 for each blob: how many bytes its data stands for
+    width       bin   uint8 for each blob: 0 for raw bytes; else the data is one zstd frame of items of `width` bytes,
+                      transposed: the first bytes of all items, then all second ones, and so on, and what is left over
 """
 
 from __future__ import annotations
@@ -50,3 +56,12 @@ PACKED_BELOW = 1 << 16
 PACK_SIZE = 1 << 20
 #: Arrays in a pack begin at multiples of this (or of their item size, if that is a smaller power of two).
 PACK_ALIGNMENT = 16
+
+#: The feature of files that have compressed blobs.
+ZSTD = "zstd"
+FEATURES = frozenset({ZSTD})
+#: An array is compressed in blobs that stand for this many bytes, so that several threads can share the work, and
+#: parts can be read alone.
+FRAME_SIZE = 1 << 20
+#: No compressed blob stands for more bytes: it is taken from the file as a whole.
+MAX_FRAME = 1 << 24

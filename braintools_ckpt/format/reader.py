@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import reprlib
 import threading
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -23,6 +24,9 @@ from ..errors import CorruptCheckpointError, UnsupportedVersionError
 from ..storage.sources import Source
 from ..walking import walking
 from . import layout
+from .blob_reader import BlobReader, column
+from .blob_reader import corrupt as _corrupt
+from .pipeline import processors
 from .structure import check_structure
 
 Array = np.ndarray[Any, Any]
@@ -89,7 +93,9 @@ def _read_document(source: Source, verify: bool, mmap: bool, parallel: bool) -> 
     index = _read_index(source)
     try:
         _check_heading(index)
-        arrays = StoredArrays(source, index["arrays"], _index_span(source)[0], verify, mmap, parallel)
+        compressed = layout.ZSTD in _features(source, index)
+        blobs = BlobReader(source, index["arrays"], _index_span(source)[0], compressed=compressed, verify=verify)
+        arrays = StoredArrays(blobs, index["arrays"], mmap=mmap, parallel=parallel)
         document = Document(index["structure"], arrays, index["shared"], index["metadata"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, CorruptCheckpointError):
@@ -97,13 +103,6 @@ def _read_document(source: Source, verify: bool, mmap: bool, parallel: bool) -> 
         raise _corrupt(source, f"its index is malformed ({type(error).__name__}: {error})") from error
     check_structure(document, source.name)
     return document
-
-
-def _corrupt(source: Source, what: str) -> CorruptCheckpointError:
-    return CorruptCheckpointError(
-        f"Corrupt checkpoint {source.name}: {what}. The file was damaged or cut short after it was written; use "
-        "another copy."
-    )
 
 
 def _index_span(source: Source) -> tuple[int, int, int]:
@@ -160,6 +159,18 @@ def _check_heading(index: dict[str, Any]) -> None:
         raise TypeError("its library is not a str")
 
 
+def _features(source: Source, index: dict[str, Any]) -> list[str]:
+    features = index.get("features", [])
+    if type(features) is not list or not all(type(feature) is str for feature in features):
+        raise TypeError("its features are not a list of str")
+    if unknown := sorted(set(features) - layout.FEATURES):
+        raise UnsupportedVersionError(
+            f"The checkpoint {source.name} uses {' and '.join(map(reprlib.repr, unknown[:3]))}, which this version of "
+            "braintools_ckpt does not know. Run: pip install --upgrade braintools-ckpt"
+        )
+    return features
+
+
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
@@ -170,13 +181,8 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 class StoredArrays:
     """The array table of a file."""
 
-    def __init__(
-        self, source: Source, table: dict[str, Any], end: int, verify: bool, mmap: bool, parallel: bool
-    ) -> None:
-        self._source = source
-        #: Says where in the tree an array stands, for messages.
-        self.locate: Callable[[int], str] = lambda index: f"array {index} of the file"
-        self._verify = verify
+    def __init__(self, blobs: BlobReader, table: dict[str, Any], *, mmap: bool, parallel: bool) -> None:
+        self._blobs = blobs
         self._mmap = mmap
         self._mapping: memoryview | None = None
         self._taken = np.zeros(0, np.bool_)  # by index: whether an array was taken from this mapping
@@ -185,33 +191,13 @@ class StoredArrays:
         if type(table["specs"]) is not list:
             raise TypeError("specs is not a list")
         self._distinct = [_spec(*row) for row in table["specs"]]
-        self._spec_of = _column(table["spec"], "<u4")
+        self._spec_of = column(table["spec"], "<u4")
         self.specs: Sequence[ArraySpec] = list(map(self._distinct.__getitem__, self._spec_of.tolist()))
         stored = np.array([s.size * storage_dtype(s.dtype).itemsize for s in self._distinct], np.uint64)
         self._sizes = stored[self._spec_of]
-        self._offsets = _column(table["offset"], "<u8")
-        self._blob_at: list[int] = _column(table["blob_at"], "<u8").tolist()
-        self._blob_size: list[int] = _column(table["blob_size"], "<u8").tolist()
-        self._hashes: list[int] = _column(table["hashes"], "<u8").tolist()
-        self._hash_block: int = table["hash_block"]
-        self._check_blobs(end)
-        self._check_arrays(self._starts[-1])
-
-    def _check_blobs(self, end: int) -> None:
-        """Check that blobs follow each other with nothing but padding between."""
-        if type(self._hash_block) is not int or self._hash_block < 1 or len(self._blob_at) != len(self._blob_size):
-            raise ValueError("the table of blobs is not consistent")
-        self._starts, self._first_hash = [0], [0]
-        at = layout.HEADER_SIZE
-        for start, size in zip(self._blob_at, self._blob_size, strict=True):
-            gap = start - at - layout.BLOB_HEAD.size
-            if not 0 <= gap < layout.ALIGNMENT or start % layout.ALIGNMENT or not 0 < size < 1 << 32:
-                raise ValueError("a blob is not where it should be")
-            at = start + size
-            self._starts.append(self._starts[-1] + size)
-            self._first_hash.append(self._first_hash[-1] + -(-size // self._hash_block))
-        if at != end or self._first_hash[-1] != len(self._hashes):
-            raise ValueError("the blobs do not fill the file")
+        self._offsets = column(table["offset"], "<u8")
+        self._check_arrays(blobs.starts[-1])
+        self.name_by(lambda index: f"array {index} of the file")
 
     def _check_arrays(self, total: int) -> None:
         """Check that arrays lie inside the blobs, and claim no byte twice."""
@@ -224,6 +210,15 @@ class StoredArrays:
         starts, ends = self._offsets[in_order], (self._offsets + self._sizes)[in_order]
         if np.any(starts[1:] < ends[:-1]):
             raise ValueError("arrays share bytes")
+        # Raw bytes that belong to no array are there, in the file. Compressed ones could be any number.
+        unused = total - int(self._sizes.sum())
+        if self._blobs.any_compressed and unused > layout.ALIGNMENT * len(self.specs):
+            raise ValueError("the blobs stand for far more bytes than the arrays have")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all data, decompressed."""
+        return self._blobs.starts[-1]
 
     # Reading.
 
@@ -232,8 +227,7 @@ class StoredArrays:
         plan = _ReadPlan(self, indices)
         if self._mmap:
             plan.mapped = self._unused_mapping(indices)
-        else:
-            plan.fetch()
+        plan.fetch()
         return plan.arrays()
 
     def _unused_mapping(self, indices: Sequence[int]) -> memoryview:
@@ -243,20 +237,22 @@ class StoredArrays:
         """
         with self._lock:
             if self._mapping is None or self._taken[indices].any():
-                self._mapping, self._taken = self._source.map(), np.zeros(len(self.specs), np.bool_)
+                self._mapping, self._taken = self._blobs.source.map(), np.zeros(len(self.specs), np.bool_)
             self._taken[indices] = True
             return self._mapping
 
     def read_part(self, index: int, selection: Any) -> Array:
         """Give ``array[selection]``; of a large array, only the rows from the first to the last that are asked for."""
         spec = self.specs[index]
-        rows = _row_range(selection, spec) if not self._mmap and spec.dtype == storage_dtype(spec.dtype) else None
+        offset = int(self._offsets[index])
+        mapped = self._mmap and not self._blobs.compressed_span(offset, int(self._sizes[index]))
+        rows = _row_range(selection, spec) if not mapped and spec.dtype == storage_dtype(spec.dtype) else None
         if rows is None:
             return np.asarray(self.read([index])[0][selection])
         start, stop, rest = rows
         stride = spec.nbytes // spec.shape[0]
         data = _aligned(stride * (stop - start))
-        self._read_span(int(self._offsets[index]) + start * stride, data.data)
+        self._blobs.read_span(offset + start * stride, data.data)
         part = data.view(spec.dtype).reshape(stop - start, *spec.shape[1:])
         self._check_text(part)
         return np.asarray(part[rest])
@@ -266,54 +262,12 @@ class StoredArrays:
         try:
             check_text(array)
         except ValueError as error:
-            raise _corrupt(self._source, f"it holds {error}") from error
+            raise _corrupt(self._blobs.source, f"it holds {error}") from error
 
-    def _read_span(self, offset: int, out: memoryview) -> None:
-        """Fill ``out`` from the concatenation of the blobs, checking the blocks that it touches."""
-        blob = bisect_right(self._starts, offset) - 1
-        while out:
-            inside = offset - self._starts[blob]
-            step = min(len(out), self._blob_size[blob] - inside)
-            first, last = inside // self._hash_block, (inside + step - 1) // self._hash_block
-            for block in range(first, last + 1):
-                low = max(inside, block * self._hash_block)
-                high = min(inside + step, (block + 1) * self._hash_block)
-                self._read_block(blob, block, low, out[low - inside : high - inside])
-            out = out[step:]
-            offset += step
-            blob += 1
-
-    def _read_block(self, blob: int, block: int, low: int, out: memoryview) -> None:
-        """Fill ``out`` with the bytes of one block from ``low`` on."""
-        start = block * self._hash_block
-        size = min(self._hash_block, self._blob_size[blob] - start)
-        if not self._verify or (low == start and len(out) == size):
-            self._source.read_into(self._blob_at[blob] + low, out)
-            self._check_block(blob, block, out)
-            return
-        whole = memoryview(bytearray(size))
-        self._source.read_into(self._blob_at[blob] + start, whole)
-        self._check_block(blob, block, whole)
-        out[:] = whole[low - start : low - start + len(out)]
-
-    def _check_block(self, blob: int, block: int, data: memoryview) -> None:
-        if self._verify and xxhash.xxh3_64_intdigest(data) != self._hashes[self._first_hash[blob] + block]:
-            at = self._blob_at[blob] + block * self._hash_block
-            raise _corrupt(self._source, f"the checksum of the data at byte {at} does not match{self._whose(blob)}")
-
-    def _whose(self, blob: int) -> str:
-        low, high = self._starts[blob], self._starts[blob + 1]
-        held = np.flatnonzero((self._offsets < high) & (self._offsets + self._sizes > low) & (self._sizes > 0))
-        names = [self.locate(int(index)) for index in held[:3]]
-        return f" ({', '.join(names)}{f' and {len(held) - 3} more' if len(held) > 3 else ''})"
-
-    def _check_gap(self, blob: int) -> None:
-        """Check the padding and the head before a blob: they must be what they must be."""
-        before = self._blob_at[blob - 1] + self._blob_size[blob - 1] if blob else layout.HEADER_SIZE
-        gap = self._source.read(before, self._blob_at[blob] - before)
-        head = layout.BLOB_HEAD.pack(layout.BIN32, self._blob_size[blob])
-        if gap != layout.NIL * (len(gap) - len(head)) + head:
-            raise _corrupt(self._source, f"the bytes before the data at byte {self._blob_at[blob]} are not padding")
+    def name_by(self, locate: Callable[[int], str]) -> None:
+        """Let messages name arrays by what ``locate`` gives for their numbers."""
+        # Of the two columns and not of this object, which would then be part of a reference cycle.
+        self._blobs.whose = partial(_whose, self._offsets, self._sizes, locate)
 
     def verify(self) -> None:
         """Check every byte of every blob.
@@ -323,15 +277,14 @@ class StoredArrays:
         CorruptCheckpointError
             At the first block that is not as it was written.
         """
-        verify, self._verify = self._verify, True
-        buffer = memoryview(bytearray(min(self._hash_block, max(self._blob_size, default=0))))
-        try:
-            for blob, size in enumerate(self._blob_size):
-                self._check_gap(blob)
-                for block, start in enumerate(range(0, size, self._hash_block)):
-                    self._read_block(blob, block, start, buffer[: min(self._hash_block, size - start)])
-        finally:
-            self._verify = verify
+        self._blobs.verify()
+
+
+def _whose(offsets: Array, sizes: Array, locate: Callable[[int], str], low: int, high: int) -> str:
+    """Say which arrays have bytes in a range of the concatenation."""
+    held = np.flatnonzero((offsets < high) & (offsets + sizes > low) & (sizes > 0))
+    names = [locate(int(index)) for index in held[:3]]
+    return f" ({', '.join(names)}{f' and {len(held) - 3} more' if len(held) > 3 else ''})"
 
 
 class _ReadPlan:
@@ -342,7 +295,8 @@ class _ReadPlan:
         self.mapped: memoryview | None = None
         self._memory: dict[int, Array] = {}  # first blob of a span -> its bytes
         at = np.asarray(indices, np.int64)
-        starts = np.asarray(table._starts, np.uint64)
+        self._blobs = table._blobs
+        starts = np.asarray(self._blobs.starts, np.uint64)
         self._offsets, self._sizes, self._specs = table._offsets[at], table._sizes[at], table._spec_of[at]
         first = np.searchsorted(starts, self._offsets, "right") - 1
         last = np.searchsorted(starts, self._offsets + np.maximum(self._sizes, 1) - 1, "right") - 1
@@ -352,16 +306,21 @@ class _ReadPlan:
         self._span = np.searchsorted(np.array([low for low, _ in self._spans]), first, "right") - 1
 
     def fetch(self) -> None:
-        """Read every span, with several threads when it is large."""
+        """Read every span that cannot be mapped, with several threads when it is large."""
         jobs: list[_Job] = []
+        compressed = False
         for first, last in self._spans:
+            if self._blobs.compressed(first, last):
+                compressed = True
+            elif self.mapped is not None:
+                continue
             self._allocate(first, last, jobs)
         total = sum(memory.nbytes for memory in self._memory.values())
-        if not self._table._parallel or total < 2 * self._table._hash_block:
+        if not self._table._parallel or total < 2 * (layout.FRAME_SIZE if compressed else self._blobs.hash_block):
             for job in jobs:
                 job()
             return
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(max(_READERS, processors()) if compressed else _READERS) as pool:
             futures = [pool.submit(job) for job in jobs]
             try:
                 for future in futures:
@@ -371,13 +330,13 @@ class _ReadPlan:
                     future.cancel()
 
     def _allocate(self, first: int, last: int, jobs: list[_Job]) -> None:
-        table = self._table
-        memory = self._memory[first] = _aligned(table._starts[last + 1] - table._starts[first])
+        blobs = self._blobs
+        memory = self._memory[first] = _aligned(blobs.starts[last + 1] - blobs.starts[first])
         for blob in range(first, last + 1):
-            base = table._starts[blob] - table._starts[first]
-            for block, start in enumerate(range(0, table._blob_size[blob], table._hash_block)):
-                stop = min(start + table._hash_block, table._blob_size[blob])
-                jobs.append(_Job(table, blob, block, memory.data[base + start : base + stop]))
+            base = blobs.starts[blob] - blobs.starts[first]
+            for block, start in enumerate(range(0, blobs.raw_size[blob], blobs.block_size(blob))):
+                stop = min(start + blobs.block_size(blob), blobs.raw_size[blob])
+                jobs.append(_Job(blobs, blob, block, memory.data[base + start : base + stop]))
 
     def arrays(self) -> list[Array]:
         """Give the arrays, as views of what was read; equal ones that lie in a row are cut from one view."""
@@ -401,7 +360,7 @@ class _ReadPlan:
         if not size:
             return [np.zeros(spec.shape, spec.dtype) for _ in range(count)]
         first, last = self._spans[self._span[low]]
-        start = int(self._offsets[low]) - table._starts[first]
+        start = int(self._offsets[low]) - self._blobs.starts[first]
         data = self._bytes(first, last)[start : start + count * size]
         stored = storage_dtype(spec.dtype)
         together = _in_python(data, stored, spec.dtype)
@@ -411,13 +370,11 @@ class _ReadPlan:
         return list(together.reshape(count, *spec.shape))
 
     def _bytes(self, first: int, last: int) -> Array:
-        table = self._table
         if first in self._memory or self.mapped is None:
             return self._memory[first]
         parts = []
         for blob in range(first, last + 1):
-            at = table._blob_at[blob]
-            parts.append(np.frombuffer(self.mapped, np.uint8, table._blob_size[blob], at))
+            parts.append(np.frombuffer(self.mapped, np.uint8, self._blobs.raw_size[blob], self._blobs.at[blob]))
         self._memory[first] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return self._memory[first]
 
@@ -434,16 +391,16 @@ def _joined(first: Array, last: Array) -> list[tuple[int, int]]:
 class _Job:
     """Reading and checking one block."""
 
-    def __init__(self, table: StoredArrays, blob: int, block: int, out: memoryview) -> None:
+    def __init__(self, blobs: BlobReader, blob: int, block: int, out: memoryview) -> None:
         self.order = (blob, block)
-        self._table = table
+        self._blobs = blobs
         self._out = out
 
     def __call__(self) -> None:
         blob, block = self.order
-        if self._table._verify and not block:
-            self._table._check_gap(blob)
-        self._table._read_block(blob, block, block * self._table._hash_block, self._out)
+        if self._blobs.verify_reads and not block:
+            self._blobs.check_gap(blob)
+        self._blobs.read_block(blob, block, block * self._blobs.block_size(blob), self._out)
 
 
 def _in_python(data: Array, stored: np.dtype[Any], dtype: np.dtype[Any]) -> Array:
@@ -495,9 +452,3 @@ def _spec(kind: Any, descr: Any, shape: Any) -> ArraySpec:
         raise ValueError(f"the shape {shape} is too large")
     check_size(dtype, shape)
     return ArraySpec(dtype, tuple(shape), kind)
-
-
-def _column(data: Any, dtype: str) -> Array:
-    if type(data) is not bytes:
-        raise TypeError("a column of the array table is not bytes")
-    return np.frombuffer(data, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,16 +15,19 @@ from ..document import ArraySpec, Document, LiveArrays, Value
 from ..dtypes import check_size, check_text, describe, storage_dtype
 from ..errors import SerializationError, format_array
 from ..storage.sinks import Sink
-from . import layout
+from . import codec, layout
+from .blob_writer import BlobWriter
 
 Array = np.ndarray[Any, Any]
 #: An array that has to be rearranged or converted passes through a buffer of this many bytes.
 _STAGING = 1 << 22
+#: Whether a large array is worth compressing is tried on this many pieces of it, of this many bytes each.
+_SAMPLES, _SAMPLE = 8, 1 << 14
 #: Bytes of an 80-bit float that hold something.
 _LONG_DOUBLE = 10
 
 
-def write(document: Document, sink: Sink) -> None:
+def write(document: Document, sink: Sink, *, compress: bool = False) -> None:
     """Write a document as a file of format version 1.
 
     Parameters
@@ -32,6 +36,8 @@ def write(document: Document, sink: Sink) -> None:
         With live arrays.
     sink : Sink
         Where the bytes go; it must stand at its beginning.
+    compress : bool
+        Compress what gets smaller by it, with zstd.
 
     Raises
     ------
@@ -39,15 +45,17 @@ def write(document: Document, sink: Sink) -> None:
         If the document is one that no reader takes; nothing was written.
     """
     assert isinstance(document.arrays, LiveArrays)
-    _Writer(sink, document, document.arrays).write()
+    _Writer(sink, document, document.arrays, compress).write()
 
 
 class _Writer:
     """Writes one document. All that can be refused is refused when it is made, before the first byte."""
 
-    def __init__(self, sink: Sink, document: Document, arrays: LiveArrays) -> None:
+    def __init__(self, sink: Sink, document: Document, arrays: LiveArrays, compress: bool) -> None:
         self._sink = sink
+        self._blobs = BlobWriter(sink)
         self._arrays = arrays
+        self._compress = compress
         self._heading = {key: _packed(value) for key, value in _heading(document).items()}
         self._content = {"shared": _packed(document.shared), "structure": _packed(document.structure)}
         # Equal specs are one object; they are numbered as they come.
@@ -58,14 +66,14 @@ class _Writer:
         for index in np.flatnonzero(np.array([how.text for how in self._layouts], np.bool_)[self._numbers]):
             _check_text(arrays.host(int(index)))
         self._offsets = np.zeros(len(arrays.specs), np.uint64)
-        self._blob_at: list[int] = []
-        self._blob_size: list[int] = []
-        self._hashes: list[int] = []
-        self._total = 0
 
     def write(self) -> None:
         self._sink.write(layout.HEADER)
-        self._write_arrays()
+        try:
+            self._write_arrays()
+            self._blobs.finish()
+        finally:
+            self._blobs.close()
         index = self._index()
         start = self._sink.position
         trailer = layout.TRAILER.pack(
@@ -112,47 +120,24 @@ class _Writer:
         return stop
 
     def _write_pack(self, pack: _Pack) -> None:
-        for first, stop in pack.members:
-            self._offsets[first:stop] += np.uint64(self._total)
         data = b"".join(pack.parts)
-        if data:
-            self._begin_blob(len(data))
-            self._write_block(memoryview(data))
+        width = self._width(pack) if self._compress and data else 0
+        start = self._blobs.add([memoryview(data)], len(data), width)
+        for first, stop in pack.members:
+            self._offsets[first:stop] += np.uint64(start)
+
+    def _width(self, pack: _Pack) -> int:
+        """Give the item size of most bytes of a pack."""
+        sizes: Counter[int] = Counter()
+        for first, stop in pack.members:
+            how = self._layouts[self._numbers[first]]
+            sizes[how.width] += (stop - first) * how.nbytes
+        return sizes.most_common(1)[0][0]
 
     def _write_large(self, array: Array) -> int:
         stored = storage_dtype(array.dtype)
-        start, left = self._total, array.size * stored.itemsize
-        room = 0
-        block = _Block(self._write_block)
-        for piece in _pieces(array, stored):
-            while piece:
-                if not room:
-                    room = min(left, layout.MAX_BLOB)
-                    left -= room
-                    self._begin_blob(room)
-                step = min(len(piece), room)
-                block.add(piece[:step])
-                piece = piece[step:]
-                room -= step
-                if not room:
-                    block.end()
-        return start
-
-    def _begin_blob(self, size: int) -> None:
-        head_at = self._sink.position
-        padding = -(head_at + layout.BLOB_HEAD.size) % layout.ALIGNMENT
-        self._sink.write(layout.NIL * padding + layout.BLOB_HEAD.pack(layout.BIN32, size))
-        self._blob_at.append(head_at + padding + layout.BLOB_HEAD.size)
-        self._blob_size.append(size)
-        self._total += size
-
-    def _write_block(self, *parts: memoryview) -> None:
-        """Hash and write what makes one block."""
-        hasher = xxhash.xxh3_64()
-        for part in parts:
-            hasher.update(part)
-        self._hashes.append(hasher.intdigest())
-        self._sink.write(*parts)
+        width = codec.item_width(stored) if self._compress and _shrinks(array, stored) else 0
+        return self._blobs.add(_pieces(array, stored), array.size * stored.itemsize, width)
 
     # Index.
 
@@ -161,12 +146,11 @@ class _Writer:
             "specs": [how.row for how in self._layouts],
             "spec": _column(self._numbers, "<u4"),
             "offset": _column(self._offsets, "<u8"),
-            "blob_at": _column(self._blob_at, "<u8"),
-            "blob_size": _column(self._blob_size, "<u8"),
-            "hashes": _column(self._hashes, "<u8"),
+            **self._blobs.columns(),
             "hash_block": layout.HASH_BLOCK,
         }
-        parts = {**self._heading, "arrays": _packed(table), **self._content}
+        features = {"features": _packed([layout.ZSTD])} if self._blobs.compressed else {}
+        parts = {**self._heading, **features, "arrays": _packed(table), **self._content}
         head = msgpack.Packer().pack_map_header(len(parts))
         return b"".join([head, *(part for key, value in parts.items() for part in (_packed(key), value))])
 
@@ -230,6 +214,7 @@ class _Layout:
         self.plain = stored == spec.dtype and not _has_padding(stored)
         self.text = spec.dtype.kind == "U" or spec.dtype.names is not None
         self.alignment = _alignment(stored)
+        self.width = codec.item_width(stored)
 
 
 def _check_size(spec: ArraySpec) -> None:
@@ -242,39 +227,31 @@ def _check_size(spec: ArraySpec) -> None:
         ) from error
 
 
-class _Block:
-    """Cuts a stream of pieces into blocks of ``HASH_BLOCK`` bytes."""
-
-    def __init__(self, write: Any) -> None:
-        self._write = write
-        self._parts: list[memoryview] = []
-        self._size = 0
-
-    def add(self, piece: memoryview) -> None:
-        while piece:
-            step = min(len(piece), layout.HASH_BLOCK - self._size)
-            self._parts.append(piece[:step])
-            self._size += step
-            piece = piece[step:]
-            if self._size == layout.HASH_BLOCK:
-                self.end()
-
-    def end(self) -> None:
-        if self._parts:
-            self._write(*self._parts)
-            self._parts, self._size = [], 0
-
-
 def _pieces(array: Array, stored: np.dtype[Any]) -> Iterator[memoryview]:
     """Give the bytes of an array in C order and in the dtype of the file, from where they lie if they lie so."""
     if array.dtype == stored and array.flags.c_contiguous and not _has_padding(stored):
         yield array.reshape(-1).view(np.uint8).data
         return
     rows = max(1, _STAGING // max(1, stored.itemsize))
-    flat = array.reshape(-1) if array.flags.c_contiguous else array.flat
     for start in range(0, array.size, rows):
-        piece = np.ascontiguousarray(_converted(np.asarray(flat[start : start + rows]), stored))
-        yield piece.view(np.uint8).data
+        yield _part(array, stored, start, rows).data
+
+
+def _part(array: Array, stored: np.dtype[Any], start: int, count: int) -> Array:
+    flat = array.reshape(-1) if array.flags.c_contiguous else array.flat
+    part = np.ascontiguousarray(_converted(np.asarray(flat[start : start + count]), stored))
+    return part.view(np.uint8)
+
+
+def _shrinks(array: Array, stored: np.dtype[Any]) -> bool:
+    """Tell by some of its bytes whether a large array is worth compressing; of one block that will show."""
+    if array.size * stored.itemsize <= layout.FRAME_SIZE:
+        return True
+    count = -(-_SAMPLE // stored.itemsize)
+    starts = [i * (array.size - count) // (_SAMPLES - 1) for i in range(_SAMPLES)]
+    width = codec.item_width(stored)
+    sample = np.concatenate([_part(array, stored, start, count)[: _SAMPLE // width * width] for start in starts])
+    return codec.compress(sample, width) is not None
 
 
 def _converted(array: Array, stored: np.dtype[Any]) -> Array:

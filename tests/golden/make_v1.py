@@ -16,12 +16,14 @@ from braintools_ckpt.format import layout
 HERE = Path(__file__).parent / "v1"
 sys.path.insert(0, str(HERE))
 
-from expected import METADATA, TREES, sizes  # noqa: E402
+from expected import COMPRESSION, METADATA, TREES, sizes  # noqa: E402
 
 
 def write(name):
     with mock.patch.multiple(layout, **sizes(name, layout)):
-        return braintools_ckpt.msgpack_dumps(TREES[name](), metadata=METADATA.get(name))
+        return braintools_ckpt.msgpack_dumps(
+            TREES[name](), metadata=METADATA.get(name), compression=COMPRESSION.get(name)
+        )
 
 
 if __name__ == "__main__":

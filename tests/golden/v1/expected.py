@@ -160,6 +160,19 @@ def blocks():
     }
 
 
+def compressed():
+    values = np.arange(6000)
+    return {
+        "wave": np.sin(values / 100).astype(np.float32).round(3),
+        "jax": jnp.asarray(values * 37 % 1000, jnp.int32),
+        "half": (values[::2] % 64).astype(ml_dtypes.bfloat16).reshape(30, 100),
+        "raw": (values * values % 65_521 * 40_503 >> 7).astype(np.uint8),
+        "records": np.array([(i % 200, i / 4) for i in range(900)], [("a", "u1"), ("b", ">f8")]),
+        "small": [values[:i] for i in range(9)],
+        "text": np.array([f"neuron {i}" for i in range(300)]),
+    }
+
+
 TREES = {
     "containers": containers,
     "stdlib": stdlib,
@@ -173,6 +186,7 @@ TREES = {
     "blocks": blocks,
     "leaf": lambda: 1.5,
     "random": lambda: random.Random(5),
+    "compressed": compressed,
 }
 METADATA = {
     "containers": {
@@ -185,7 +199,12 @@ METADATA = {
     "quantities": {"dt": 0.1 * u.ms},
 }
 #: Many blobs, packs and blocks in a small file.
-LAYOUT = {"blocks": {"MAX_BLOB": 128, "HASH_BLOCK": 64, "PACKED_BELOW": 24, "PACK_SIZE": 24}}
+LAYOUT = {
+    "blocks": {"MAX_BLOB": 128, "HASH_BLOCK": 64, "PACKED_BELOW": 24, "PACK_SIZE": 24},
+    "compressed": {"FRAME_SIZE": 4096, "PACKED_BELOW": 1024, "PACK_SIZE": 1024},
+}
+#: How a file is compressed, if it is.
+COMPRESSION = {"compressed": "zstd"}
 
 
 def sizes(name, layout):
@@ -198,4 +217,8 @@ SUPERSEDED = {"numpy": "generators are written with the seeds they spawn from: s
 
 
 #: The versions whose own forms are part of these files; with others the bytes may differ, and nothing else.
-VERSIONS = {"quantities": {"brainunit": "0.5.2"}, "states": {"brainunit": "0.5.2", "brainstate": "0.5.4"}}
+VERSIONS = {
+    "quantities": {"brainunit": "0.5.2"},
+    "states": {"brainunit": "0.5.2", "brainstate": "0.5.4"},
+    "compressed": {"zstandard": "0.25.0"},
+}

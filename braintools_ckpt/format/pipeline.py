@@ -1,0 +1,61 @@
+"""Work in several threads whose results are needed in order."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_MOST = 8
+
+
+def processors() -> int:
+    """Give the number of processors that this process may use, at most eight."""
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    count = os.cpu_count() or 1 if affinity is None else len(affinity(0))
+    return min(count, _MOST)
+
+
+class Pipeline(Generic[T]):
+    """Does jobs in threads, a few at a time, and hands on their results in the order of the jobs.
+
+    Results are handed on by the thread that adds jobs, so only as many are held as there are threads, and two.
+    """
+
+    def __init__(self, put: Callable[[T], None]) -> None:
+        self._put = put
+        self._pending: deque[Future[T]] = deque()
+        self._pool: ThreadPoolExecutor | None = None
+        self._most = processors() + 2
+
+    def add(self, job: Callable[[], T]) -> None:
+        """Start a job, after the oldest is done if there are many."""
+        if len(self._pending) == self._most:
+            self._put(self._pending.popleft().result())
+        self._pending.append(self._submit(job))
+
+    def drain(self) -> None:
+        """Wait for all jobs."""
+        while self._pending:
+            self._put(self._pending.popleft().result())
+
+    def close(self) -> None:
+        """Give up the jobs that have not begun, and end the threads."""
+        self._pending.clear()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def _submit(self, job: Callable[[], T]) -> Future[T]:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(processors(), thread_name_prefix="braintools_ckpt")
+        try:
+            return self._pool.submit(job)
+        except RuntimeError:  # the program ends, and takes no more work: this may be the background save it waits for
+            done: Future[T] = Future()
+            done.set_result(job())
+            return done
