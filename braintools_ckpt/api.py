@@ -122,11 +122,8 @@ def msgpack_save(
         async_manager.wait_previous_save()
     if name is not None and not overwrite and os.path.lexists(name):
         raise AlreadyExistsError(name)
-    document = encode(target, registry, metadata=metadata)
-    if async_manager is not None and isinstance(document.arrays, LiveArrays):
-        document.arrays.snapshot()
-    put = _writer(document, format, compression)
-    size = sum(spec.nbytes for spec in document.arrays.specs) if compression is None else None
+    with walking():
+        put, size = _prepared(target, metadata, format, compression, snapshot=async_manager is not None)
 
     def task() -> None:
         with _opened(filename, name, overwrite, durable, progress, size) as sink:
@@ -282,7 +279,9 @@ def msgpack_dumps(
     """
     _check_form(format, metadata, compression)
     sink = BytesSink()
-    _writer(encode(target, registry, metadata=metadata), format, compression)(sink)
+    with walking():
+        put, _ = _prepared(target, metadata, format, compression)
+    put(sink)
     return sink.getvalue()
 
 
@@ -464,14 +463,28 @@ def read_metadata(document: Document) -> dict[str, Any]:
     return decode_metadata(document.metadata, registry)
 
 
-def _writer(document: Document, format_: Format, compression: Compression | None) -> Callable[[Sink], None]:
-    if format_ == "v1":
-        return lambda sink: writer.write(document, sink, compress=compression is not None)
+def _prepared(
+    target: Any,
+    metadata: Mapping[str, Any] | None,
+    form: Format,
+    compression: Compression | None,
+    *,
+    snapshot: bool = False,
+) -> tuple[Callable[[Sink], None], int | None]:
+    """Do all of a save that can fail but the writing; give what writes, and how many bytes that will be, if known.
+
+    A function of its own, so that the document is gone when the caller lets the garbage collector in again.
+    """
+    document = encode(target, registry, metadata=metadata)
     live = document.arrays
     assert isinstance(live, LiveArrays)
-    with walking():
-        state = to_state_dict(document, registry, live.host)
-    return lambda sink: legacy.write_state_dict(state, sink)
+    if snapshot:
+        live.snapshot()
+    if form == "v1":
+        prepared = writer.Writer(document, compress=compression is not None)
+        return prepared.write, prepared.nbytes if compression is None else None
+    state = to_state_dict(document, registry, live.host)
+    return lambda sink: legacy.write_state_dict(state, sink), None
 
 
 @contextlib.contextmanager

@@ -13,6 +13,9 @@ from ..storage.sinks import Sink
 from . import codec, layout
 from .pipeline import Pipeline
 
+#: Handing on a smaller block takes as long as hashing it.
+_HASHED_ASIDE = 1 << 21
+
 
 class BlobWriter:
     """Writes blobs one after the other, and keeps their table."""
@@ -24,6 +27,7 @@ class BlobWriter:
         self._at: list[int] = []
         self._size: list[int] = []
         self._hashes: list[int] = []
+        self._hashing: Pipeline[int] = Pipeline(self._hashes.append, threads=1)
         self._raw_size: list[int] = []
         self._width: list[int] = []
 
@@ -42,6 +46,7 @@ class BlobWriter:
         start = self._total
         self._total += size
         if width:
+            self._hashing.drain()
             blocks = _Blocks(partial(self._compress, width), layout.FRAME_SIZE)
             for piece in pieces:
                 blocks.add(piece)
@@ -54,10 +59,12 @@ class BlobWriter:
     def finish(self) -> None:
         """Write what is still under way."""
         self._pipeline.drain()
+        self._hashing.drain()
 
     def close(self) -> None:
         """End the threads; what is still under way is not written."""
         self._pipeline.close()
+        self._hashing.close()
 
     def columns(self) -> dict[str, bytes]:
         """Give the table of the blobs."""
@@ -100,11 +107,12 @@ class BlobWriter:
         self._width.append(width)
 
     def _write_block(self, *parts: memoryview) -> None:
-        """Hash and write what makes one block."""
-        hasher = xxhash.xxh3_64()
-        for part in parts:
-            hasher.update(part)
-        self._hashes.append(hasher.intdigest())
+        """Hash and write what makes one block; hashing a large one is another thread's, while this one writes."""
+        if sum(map(len, parts)) >= _HASHED_ASIDE:
+            self._hashing.add(partial(_hash, parts))
+        else:
+            self._hashing.drain()
+            self._hashes.append(_hash(parts))
         self._sink.write(*parts)
 
     # Compressed.
@@ -116,6 +124,13 @@ class BlobWriter:
         self._begin(len(blob.data), blob.raw_size, blob.width)
         self._hashes.append(blob.hash)
         self._sink.write(blob.data)
+
+
+def _hash(parts: tuple[memoryview, ...]) -> int:
+    hasher = xxhash.xxh3_64()
+    for part in parts:
+        hasher.update(part)
+    return hasher.intdigest()
 
 
 class _Encoded:

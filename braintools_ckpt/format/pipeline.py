@@ -23,14 +23,22 @@ def processors() -> int:
 class Pipeline(Generic[T]):
     """Does jobs in threads, a few at a time, and hands on their results in the order of the jobs.
 
-    Results are handed on by the thread that adds jobs, so only as many are held as there are threads, and two.
+    Results are handed on by the thread that adds jobs, so only as many are held as there are threads, and one more.
+
+    Parameters
+    ----------
+    put : callable
+        Takes a result.
+    threads : int, optional
+        By default one for each processor.
     """
 
-    def __init__(self, put: Callable[[T], None]) -> None:
+    def __init__(self, put: Callable[[T], None], threads: int | None = None) -> None:
         self._put = put
+        self._threads = threads or processors()
         self._pending: deque[Future[T]] = deque()
         self._pool: ThreadPoolExecutor | None = None
-        self._most = processors() + 2
+        self._most = self._threads + 1
 
     def add(self, job: Callable[[], T]) -> None:
         """Start a job, after the oldest is done if there are many."""
@@ -52,7 +60,7 @@ class Pipeline(Generic[T]):
 
     def _submit(self, job: Callable[[], T]) -> Future[T]:
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(processors(), thread_name_prefix="braintools_ckpt")
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="braintools_ckpt")
         try:
             return self._pool.submit(job)
         except RuntimeError:  # the program ends, and takes no more work: this may be the background save it waits for

@@ -44,16 +44,18 @@ def write(document: Document, sink: Sink, *, compress: bool = False) -> None:
     SerializationError
         If the document is one that no reader takes; nothing was written.
     """
-    assert isinstance(document.arrays, LiveArrays)
-    _Writer(sink, document, document.arrays, compress).write()
+    Writer(document, compress=compress).write(sink)
 
 
-class _Writer:
-    """Writes one document. All that can be refused is refused when it is made, before the first byte."""
+class Writer:
+    """Writes one document. All that can be refused is refused when it is made, before the first byte.
 
-    def __init__(self, sink: Sink, document: Document, arrays: LiveArrays, compress: bool) -> None:
-        self._sink = sink
-        self._blobs = BlobWriter(sink)
+    The structure is packed then, too, so that the document need not be kept.
+    """
+
+    def __init__(self, document: Document, *, compress: bool = False) -> None:
+        arrays = document.arrays
+        assert isinstance(arrays, LiveArrays)
         self._arrays = arrays
         self._compress = compress
         self._heading = {key: _packed(value) for key, value in _heading(document).items()}
@@ -67,19 +69,26 @@ class _Writer:
             _check_text(arrays.host(int(index)))
         self._offsets = np.zeros(len(arrays.specs), np.uint64)
 
-    def write(self) -> None:
-        self._sink.write(layout.HEADER)
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes of the arrays."""
+        return int(np.array([how.nbytes for how in self._layouts], np.uint64)[self._numbers].sum())
+
+    def write(self, sink: Sink) -> None:
+        """Write the file."""
+        sink.write(layout.HEADER)
+        self._blobs = BlobWriter(sink)
         try:
             self._write_arrays()
             self._blobs.finish()
         finally:
             self._blobs.close()
         index = self._index()
-        start = self._sink.position
+        start = sink.position
         trailer = layout.TRAILER.pack(
             layout.TRAILER_HEAD, start, len(index), xxhash.xxh3_64_intdigest(index), layout.MAGIC
         )
-        self._sink.write(index, trailer)
+        sink.write(index, trailer)
 
     # Arrays.
 
