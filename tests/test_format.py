@@ -42,7 +42,7 @@ from braintools_ckpt.format import layout
 ROOT = Path(__file__).parent.parent
 MAGIC = b"\x89BTCKPT\r\n\x1a\n\x00"
 HEADER = b"\xc4\x10" + MAGIC + b"\x01\x00\x00\x00"
-LIST, ARRAY, ITEMS, NODE, LEAF, REF = range(6)
+LIST, ARRAY, ITEMS, NODE, LEAF, REF, ARRAYS, NAMED_ARRAYS = range(8)
 
 
 @contextlib.contextmanager
@@ -160,6 +160,10 @@ class TinyReader:
             return {self.value(k): self.value(v) for k, v in zip(rest[::2], rest[1::2], strict=True)}
         if kind == REF:
             return self.value(self.index["shared"][rest[0]])
+        if kind == ARRAYS:
+            return self.arrays[rest[0] : rest[0] + rest[1]]
+        if kind == NAMED_ARRAYS:
+            return dict(zip(rest[1:], self.arrays[rest[0] :], strict=False))
         assert kind in (NODE, LEAF)
         tag, state = rest[0], rest[1]
         if tag == "tuple":
@@ -197,6 +201,8 @@ SIMPLE = {
     "when": np.array(["2024-02-29", "NaT"], "M8[D]"),
     "records": np.array([(1, 2.5, [3, 4]), (-1, -2.5, [5, 6])], ALIGNED),
     "larger": np.arange(300, dtype=np.int64),
+    "many": [np.full(2, i, np.int16) for i in range(20)],
+    "many named": {f"layer {i}": np.arange(i % 3) for i in range(20)},
 }
 
 

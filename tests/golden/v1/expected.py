@@ -173,6 +173,17 @@ def compressed():
     }
 
 
+def runs():
+    array = np.arange(2)
+    return {
+        "list": [np.full(i % 3, i, np.float32) for i in range(20)],
+        "dict": {f"k{i}": np.full((1, 2), i, ">i2" if i % 2 else "i2") for i in range(16)},
+        "jax": (*(jnp.full(2, i) for i in range(17)),),
+        "again": [array, *(np.arange(i) for i in range(15)), array],
+        "few": [np.arange(i) for i in range(15)],
+    }
+
+
 TREES = {
     "containers": containers,
     "stdlib": stdlib,
@@ -187,6 +198,11 @@ TREES = {
     "leaf": lambda: 1.5,
     "random": lambda: random.Random(5),
     "compressed": compressed,
+    "runs": runs,
+    "numpy_runs": numpy_dtypes,
+    "packs_runs": packs,
+    "quantities_shared": quantities,
+    "states_shared": states,
 }
 METADATA = {
     "containers": {
@@ -197,6 +213,7 @@ METADATA = {
         "when": datetime.date(2024, 2, 29),
     },
     "quantities": {"dt": 0.1 * u.ms},
+    "quantities_shared": {"dt": 0.1 * u.ms},
 }
 #: Many blobs, packs and blocks in a small file.
 LAYOUT = {
@@ -213,12 +230,18 @@ def sizes(name, layout):
 
 
 #: Files that the library does not write like that any more, and why: they are loaded for ever all the same.
-SUPERSEDED = {"numpy": "generators are written with the seeds they spawn from: see numpy_seeds"}
+SUPERSEDED = {
+    "numpy": "generators are written with the seeds they spawn from: see numpy_seeds",
+    "numpy_seeds": "many arrays in a row have one node: see numpy_runs",
+    "packs": "many arrays in a row have one node: see packs_runs",
+    "quantities": "units stand among the shared values: see quantities_shared",
+    "states": "units stand among the shared values: see states_shared",
+}
 
 
 #: The versions whose own forms are part of these files; with others the bytes may differ, and nothing else.
 VERSIONS = {
-    "quantities": {"brainunit": "0.5.2"},
-    "states": {"brainunit": "0.5.2", "brainstate": "0.5.4"},
+    "quantities_shared": {"brainunit": "0.5.2"},
+    "states_shared": {"brainunit": "0.5.2", "brainstate": "0.5.4"},
     "compressed": {"zstandard": "0.25.0"},
 }
