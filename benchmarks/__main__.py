@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks [suite|import|scaling|report] [options]``."""
+"""The command line: ``python -m benchmarks [suite|import|scaling|phases|report] [options]``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .lineup import PEERS
 from .runner import PeerResults, Settings, TreeResults, announce, measure_tree, usable
 from .trees import TREES, Tree
 
-_COMMANDS = ("suite", "import", "scaling", "report")
+_COMMANDS = ("suite", "import", "scaling", "phases", "report")
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
 
@@ -29,7 +29,9 @@ def main(arguments: list[str]) -> None:
         arguments = ["suite", *arguments]
     options = _parser().parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    {"suite": _suite, "import": _import, "scaling": _scaling, "report": _report}[options.command](options)
+    {"suite": _suite, "import": _import, "scaling": _scaling, "phases": _phases, "report": _report}[options.command](
+        options
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,9 +40,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     suite = commands.add_parser("suite", help="all trees, cases and peers (the default)")
-    suite.add_argument("--size", type=_bytes, default=1 << 30, help="bytes of the large trees, such as 32MiB")
-    suite.add_argument("--shrink", type=int, default=1, help="divide the leaves of the other trees by this")
-    suite.add_argument("--trees", nargs="+", default=list(TREES), help=f"of {', '.join(TREES)}")
     suite.add_argument("--peers", nargs="+", default=list(PEERS), help=f"of {', '.join(PEERS)}")
     default = [name for name, case in CASES.items() if case.default]
     suite.add_argument("--cases", nargs="+", default=default, help=f"of {', '.join(CASES)}; +CASE adds to the default")
@@ -49,14 +48,19 @@ def _parser() -> argparse.ArgumentParser:
     scaling = commands.add_parser("scaling", help="time against bytes and leaves")
     scaling.add_argument("--size", type=_bytes, default=8 << 30, help="the most bytes")
     scaling.add_argument("--leaves", type=int, default=1_000_000, help="the most leaves")
+    phases = commands.add_parser("phases", help="where the time goes: ours, by phase")
+    for command in (suite, phases):
+        command.add_argument("--size", type=_bytes, default=1 << 30, help="bytes of the large trees, such as 32MiB")
+        command.add_argument("--shrink", type=int, default=1, help="divide the leaves of the other trees by this")
+        command.add_argument("--trees", nargs="+", default=list(TREES), help=f"of {', '.join(TREES)}")
     importing = commands.add_parser("import", help="the time of `import braintools_ckpt`")
     report = commands.add_parser("report", help="write the report of results.json anew")
-    for command in (suite, scaling, importing, report):
+    for command in (suite, scaling, phases, importing, report):
         command.add_argument("--out", type=Path, default=Path("benchmark-results"), help="the folder for results")
-    for command in (suite, scaling):
+    for command in (suite, scaling, phases):
         command.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="where to save")
         command.add_argument("--timeout", type=float, default=400.0, help="the most seconds of one process")
-    for command, rounds in ((suite, 3), (scaling, 3), (importing, 15)):
+    for command, rounds in ((suite, 3), (scaling, 3), (phases, 3), (importing, 15)):
         command.add_argument("--rounds", type=int, default=rounds)
     return parser
 
@@ -177,6 +181,17 @@ def _scaling(options: argparse.Namespace) -> None:
     text = scaling.markdown(points, notes)
     (options.out / "scaling.md").write_text(text)
     scaling.draw(points, options.out / "scaling.png")
+    print(text)
+
+
+def _phases(options: argparse.Namespace) -> None:
+    from . import phases
+
+    names = [name for name in usable(options.trees, list(TREES), "trees") if TREES[name].missing() is None]
+    amounts = {name: _amount(TREES[name], options) for name in names}
+    found = phases.measure(names, amounts, options.directory, options.rounds, options.timeout)
+    text = phases.markdown(list(found))
+    (options.out / "phases.md").write_text(text)
     print(text)
 
 

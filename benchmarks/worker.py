@@ -18,6 +18,7 @@ from .cases import CASES, Case, Scene, Unsupported
 from .lineup import PEERS
 from .memory import Peak
 from .peers import Peer
+from .sampling import Sampler
 from .trees import SCALING, TREES, Array
 
 Result = dict[str, Any]
@@ -27,7 +28,7 @@ Result = dict[str, Any]
 class Job:
     """An order for a worker."""
 
-    mode: Literal["prepare", "measure"]
+    mode: Literal["prepare", "measure", "sample"]
     tree: str
     amount: int
     peer: str
@@ -142,6 +143,8 @@ def _measure(job: Job, peer: Peer) -> Result:
     gc.collect()
     _trim()
     try:
+        if job.mode == "sample":
+            return _sample(case, peer, scene)
         with Peak() as peak:
             start = time.perf_counter()
             loaded = case.action(peer, scene)
@@ -151,6 +154,12 @@ def _measure(job: Job, peer: Peer) -> Result:
         return {**result, "size": files.size_of(scene.out)} if case.saves else result
     finally:
         files.remove(scene.out)
+
+
+def _sample(case: Case, peer: Peer, scene: Scene) -> Result:
+    with Sampler() as sampler:
+        case.action(peer, scene)
+    return {"seconds": sum(sampler.seconds.values()), "phases": sampler.seconds}
 
 
 def _trim() -> None:
