@@ -21,8 +21,9 @@ from ..tree.containers import (
 )
 from ..tree.decode import Decoder
 from ..tree.encode import Encoder
-from ..tree.merge import Build, Merger, same_values
+from ..tree.merge import Merger, same_values
 from ..tree.registry import Handler, Registry
+from ..tree.requests import Build
 from ..tree.scalars import class_name
 
 State = brainstate.State

@@ -13,10 +13,12 @@ from ..document import LEAF, LIST, Value
 from ..errors import LinkedPath
 from ..tree.containers import node_parts
 from ..tree.decode import Decoder
+from ..tree.describe import describe
 from ..tree.encode import Encoder
-from ..tree.merge import Build, Merger, describe
+from ..tree.merge import Merger
 from ..tree.quantities import QUANTITY, UNIT
 from ..tree.registry import Handler, Registry
+from ..tree.requests import Build
 
 _OPTIONS = frozenset(inspect.signature(u.Unit.__init__).parameters)
 

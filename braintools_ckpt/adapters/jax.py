@@ -15,8 +15,9 @@ from ..errors import LinkedPath, SerializationError, format_array
 from ..tree.containers import as_items, container_mismatch, node_parts, plan_fields
 from ..tree.decode import Decoder
 from ..tree.encode import Encoder, Trouble
-from ..tree.merge import Build, Merger, Want, plain_want
+from ..tree.merge import Merger
 from ..tree.registry import Handler, Registry
+from ..tree.requests import Build, Want, plain_want
 
 
 class WideDtypeError(Exception):

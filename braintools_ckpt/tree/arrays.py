@@ -12,8 +12,9 @@ from ..dtypes import check_size, check_text, describe, parse, storage_dtype
 from ..errors import LinkedPath, SerializationError, format_array
 from .decode import Decoder
 from .encode import Encoder, Trouble
-from .merge import Build, Merger, Want, constant, plain_want
+from .merge import Merger, constant
 from .registry import Handler, Registry
+from .requests import Build, Want, plain_want
 from .scalars import Form, ValueHandler, check, no_subclass
 
 Array = np.ndarray[Any, Any]
@@ -79,7 +80,7 @@ class ArrayHandler(Handler):
     def plan(self, target: Array, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Ask for an array of the target's shape and dtype."""
         if type(value) is list and value[0] == ARRAY and type(target) is np.ndarray and merger.fits(value[1], target):
-            return merger.take(value[1], target)
+            return merger.take(value[1])
         tag = value[1] if type(value) is list and value[0] == LEAF else None
         if tag == "numpy.strings":
             return _plan_strings(target, value, path, merger)

@@ -17,10 +17,12 @@ from ..document import LEAF, Value
 from ..errors import HandlerError, LinkedPath
 from .containers import as_items, container_mismatch, node_parts, plan_fields
 from .decode import Decoder, NamedKey
+from .describe import describe
 from .encode import Encoder, Trouble
-from .merge import Build, Merger, constant, describe
+from .merge import Merger, constant
 from .mismatch import format_keys
 from .registry import Handler, Registry
+from .requests import Build
 from .scalars import class_name
 
 _POINTER = struct.calcsize("P")

@@ -20,10 +20,12 @@ import msgpack
 from ..document import ARRAYS, FLATTED_TAGS, ITEMS, LEAF, LIST, NAMED_ARRAYS, NODE, Value, written_out
 from ..errors import LinkedPath
 from .decode import Decoder, NamedKey, decode_key
+from .describe import describe
 from .encode import Encoder
-from .merge import Build, Merger, describe
+from .merge import Merger
 from .mismatch import format_keys
 from .registry import Handler, Registry, registry
+from .requests import Build
 from .scalars import base_reason, class_name
 
 _MISSING = object()

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import repeat
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -25,12 +23,10 @@ from ..document import (
     ARRAY,
     ARRAYS,
     LEAF,
-    LIST,
     NAMED_ARRAYS,
     NODE,
     OPAQUE,
     REF,
-    ArraySpec,
     Document,
     LiveArrays,
     Value,
@@ -43,78 +39,25 @@ from ..errors import (
     HandlerError,
     LinkedPath,
     MismatchError,
-    PrecisionError,
     SerializationError,
-    format_array,
     format_path,
     unlink,
 )
 from ..walking import walking
-from .casting import Misfit, cast, castable, fit_number, scale
+from .casting import Misfit, castable, fit_number
 from .decode import BAD_STATE, Decoder, run_decoder
+from .describe import describe, describe_spec
 from .encode import Trouble, encode
 from .locate import locate
 from .mismatch import MismatchKind, MismatchMode, MismatchReport
-from .quantities import QUANTITY, symbol
+from .quantities import QUANTITY
 from .registry import Registry
+from .requests import Build, Request, Requests, Together, Want, placed, plain_want
 from .transaction import Transaction, transaction
 
-Build: TypeAlias = Callable[[], Any]
 UnitsMode: TypeAlias = Literal["exact", "convert"]
 ArraysMode: TypeAlias = Literal["saved", "numpy", "jax"]
 Array = np.ndarray[Any, Any]
-
-
-class Want(NamedTuple):
-    """What an array has to become: its library, dtype and shape, and for jax where it has to lie.
-
-    ``kind`` is ``numpy``, ``jax``, ``jax_weak``, ``scalar`` (a numpy scalar) or ``python`` (with ``number`` as type).
-    """
-
-    kind: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    sharding: Any = None
-    number: type = float
-
-    def __str__(self) -> str:
-        return self.number.__name__ if self.kind == "python" else format_array(self.dtype, self.shape)
-
-
-@lru_cache(maxsize=4096)
-def plain_want(kind: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Want:
-    """Give the want of an array without a sharding; those of a kind are one object."""
-    return Want(kind, dtype, shape)
-
-
-class Together:
-    """Whether all parts of one value fit: known in part when they are planned, and wholly when they are converted."""
-
-    def __init__(self, misfits: set[int], around: list[Together], report: MismatchReport) -> None:
-        self._misfits = misfits
-        self._around = around
-        self._report = report
-        self._before = len(report.found)
-        self._planned = False
-        #: The requests of the parts.
-        self.slots: set[int] = set()
-
-    def __enter__(self) -> Self:
-        self._around.append(self)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._around.pop()
-        self._planned = len(self._report.found) == self._before
-
-    def fits(self) -> bool:
-        """Tell whether every part has got its value."""
-        return self._planned and self._misfits.isdisjoint(self.slots)
-
-
-#: One array that the plan needs: from where, as what, where it belongs, what stays if its values do not fit, and what
-#: they are multiplied by. A plain tuple, since there may be a million.
-Request: TypeAlias = tuple[int | Array, Want, LinkedPath, Any, float]
 
 
 @dataclass(frozen=True)
@@ -144,19 +87,13 @@ class Merger:
         self.specs = document.arrays.specs
         self.ratio = 1.0
         self.transaction = Transaction()
-        self._requests: list[Request] = []
-        self._results: list[Any] = []
-        self._host: dict[int, Array] = {}
-        self._taken: dict[int, Array] = {}  # arrays that are results as they are read, and whose
-        self._slots: dict[tuple[int, int], tuple[Any, Build, float, int]] = {}
+        self._requests = Requests(self.specs)
         self._plans: dict[tuple[int, int], tuple[Any, Build]] = {}
         self._whole_indices: set[int] = set()
         self._seen: set[int] = set()
         self.private: set[int] = set()
         #: States of the target that a plan was made for: id -> (the state, the plan of its value).
         self.states: dict[int, tuple[Any, Build]] = {}
-        self._misfits: set[int] = set()
-        self._together: list[Together] = []
         self._objects: dict[int, Any] = {}
         self.decoder = Decoder(document, registry, self._objects.__getitem__)
         self._parts: list[Merger] = []
@@ -204,31 +141,15 @@ class Merger:
         if handler is None or self.ratio != 1.0 or len(set(map(type, targets))) > 1:
             return None
         wants = handler.wants(targets)
-        if wants is None or not _fit(self.specs[first : first + len(targets)], wants):
-            return None
-        if wants[0].kind == "numpy" and self._take_run(indices, targets, wants):
-            return lambda: list(map(self._host.__getitem__, indices))
-        if not self._slots.keys().isdisjoint(zip(indices, map(id, targets), strict=True)):
-            return None
-        low = len(self._requests)
-        self._requests += zip(indices, wants, zip(repeat(path), keys), targets, repeat(1.0))
-        slots = range(low, len(self._requests))
-        for parts in self._together:
-            parts.slots.update(slots)
-        builds = map(partial, repeat(self._results.__getitem__), slots)
-        known = zip(targets, builds, repeat(1.0), slots)
-        self._slots.update(zip(zip(indices, map(id, targets), strict=True), known, strict=True))
-        return lambda: self._results[slots.start : slots.stop]
+        return None if wants is None else self._requests.add_run(indices, wants, targets, keys, path)
 
-    def _take_run(self, indices: range, targets: list[Array], wants: list[Want]) -> bool:
-        """Note that arrays are results as they are read, if all are, and nobody else's."""
-        specs = self.specs[indices.start : indices.stop]
-        if any(spec.dtype is not want.dtype for spec, want in zip(specs, wants, strict=True)):
-            return False
-        if not self._taken.keys().isdisjoint(indices):
-            return False
-        self._taken.update(zip(indices, targets, strict=True))
-        return True
+    def fits(self, index: int, target: Array) -> bool:
+        """Tell whether an array of the file, as it is, is what a numpy target asks for, and nobody else's."""
+        return self.ratio == 1.0 and self._requests.fits(index, target)
+
+    def take(self, index: int) -> Build:
+        """Plan to give an array as it is read; `fits` has to say so."""
+        return self._requests.take(index)
 
     def plan_array(self, target: Any, want: Want, value: Value, path: LinkedPath) -> Build:
         """Check an array, or a number where the target is one, and ask for it."""
@@ -240,34 +161,11 @@ class Merger:
                 return self.mismatch("shape", target, path, "Array shape mismatch", str(want), describe_spec(spec))
             if spec.dtype != want.dtype and not castable(spec.dtype, want.dtype):
                 return self.mismatch("dtype", target, path, "Array dtype mismatch", str(want), describe_spec(spec))
-            return self._request_array(value[1], target, want, path)
+            return self._requests.add_once(value[1], want, target, path, self.ratio)
         number = self.number(value)
         if number is None or want.shape != ():
             return self.leaf_mismatch(target, str(want), value, path)
         return self._request_number(number, target, want, path)
-
-    def _request_array(self, index: int, target: Any, want: Want, path: LinkedPath) -> Build:
-        # A target that stands in two places, and an array that stood in them too, are one object again.
-        key = (index, id(target))
-        known = self._slots.get(key)
-        if known is not None and known[2] == self.ratio:
-            self._belongs(known[3])
-            return known[1]
-        number = len(self._requests)
-        slot = self._request(index, target, want, path)
-        self._slots[key] = (target, slot, self.ratio, number)  # the target is kept, so its id stays its own
-        return slot
-
-    def fits(self, index: int, target: Array) -> bool:
-        """Tell whether an array of the file, as it is, is what a numpy target asks for, and nobody else's."""
-        spec = self.specs[index]
-        if spec.dtype is not target.dtype or spec.shape != target.shape or self.ratio != 1.0:
-            return False
-        return self._taken.setdefault(index, target) is target
-
-    def take(self, index: int, target: Array) -> Build:
-        """Plan to give an array as it is read; `fits` has to say so."""
-        return partial(self._host.__getitem__, index)
 
     def _request_number(self, number: Any, target: Any, want: Want, path: LinkedPath) -> Build:
         try:
@@ -276,16 +174,7 @@ class Merger:
             array = np.asarray(number, dtype=object)
         if array.dtype.kind == "O" or not castable(array.dtype, want.dtype):
             return self.mismatch("dtype", target, path, "Array dtype mismatch", str(want), repr(number))
-        return self._request(array, target, want, path)
-
-    def _request(self, source: int | Array, target: Any, want: Want, path: LinkedPath) -> Build:
-        self._belongs(len(self._requests))
-        self._requests.append((source, want, path, target, self.ratio))
-        return partial(self._results.__getitem__, len(self._requests) - 1)
-
-    def _belongs(self, slot: int) -> None:
-        for parts in self._together:
-            parts.slots.add(slot)
+        return self._requests.add(array, want, target, path, self.ratio)
 
     def plan_number(self, target: Any, value: Value, path: LinkedPath) -> Build:
         """Check a Python number: the result has the target's type and equals what was saved."""
@@ -294,13 +183,13 @@ class Merger:
             spec = self.specs[value[1]]
             if spec.shape == ():
                 want = Want("python", spec.dtype, (), number=wanted)
-                return self._request(value[1], target, want, path)
+                return self._requests.add(value[1], want, target, path, self.ratio)
         number = self.number(value)
         if number is None:
             return self.leaf_mismatch(target, wanted.__name__, value, path)
         if self.ratio != 1.0:
             want = Want("python", np.asarray(number).dtype, (), number=wanted)
-            return self._request(np.asarray(number), target, want, path)
+            return self._requests.add(np.asarray(number), want, target, path, self.ratio)
         try:
             return constant(fit_number(number, wanted))
         except Misfit:
@@ -404,7 +293,7 @@ class Merger:
 
     def together(self) -> Together:
         """Plan parts of one value, of which all or none may be taken, in a ``with`` block."""
-        return Together(self._misfits, self._together, self.report)
+        return self._requests.together(self.report)
 
     def leaf_mismatch(self, target: Any, expected: str, value: Value, path: LinkedPath) -> Build:
         """Note that the file holds something of another kind."""
@@ -430,70 +319,19 @@ class Merger:
     # Execute.
 
     def execute(self) -> None:
-        """Read all arrays that the plan asks for, in file order, and convert them."""
+        """Read all arrays that the plan asks for, and convert them."""
         self._read_whole()
-        uses = Counter(request[0] for request in self._requests if type(request[0]) is int)
-        uses.update(self._taken.keys())
-        indices = sorted(uses)
-        self._host.update(zip(indices, self.document.arrays.read(indices), strict=True))
-        for slot, request in enumerate(self._requests):
-            source, want, _, _, ratio = request
-            if type(source) is int and ratio == 1.0 and uses[source] == 1 and self._is_wanted(source, want):
-                self._results.append(self._host.pop(source))  # as most are
-            else:
-                self._results.append(self._convert(slot, request, uses))
-        self._place()
+        self._requests.execute(self.document.arrays, self.place, self._misfit)
         for part in self._parts:
             part.execute()
 
-    def _is_wanted(self, source: int, want: Want) -> bool:
-        return self.specs[source].dtype is want.dtype and want.kind not in ("python", "scalar")
-
-    def _own(self, source: int | Array, uses: Counter[int]) -> Array:
-        """Give a host array that is nobody else's: the last one to ask needs no copy."""
-        if type(source) is not int:
-            return np.asarray(source)
-        uses[source] -= 1
-        return np.array(self._host[source]) if uses[source] else self._host.pop(source)
-
-    def _convert(self, slot: int, request: Request, uses: Counter[int]) -> Any:
-        source, want, path, keep, ratio = request
-        array = self._own(source, uses)
-        try:
-            if want.kind == "python":
-                number = array[()] if ratio == 1.0 else scale(array, ratio, _number_dtype(want))[()]
-                return fit_number(number, want.number)
-            if ratio != 1.0:
-                array = scale(array, ratio, want.dtype)
-            array = cast(array, want.dtype)
-        except Misfit:
-            found = format_array(array.dtype, array.shape) + " with values that do not survive the "
-            found += "cast" if ratio == 1.0 else "conversion of their unit"
-            self._misfits.add(slot)
-            self.mismatch("dtype", keep, path, "Array dtype mismatch", str(want), found)
-            return keep
-        return array[()] if want.kind == "scalar" else array
-
-    def _place(self) -> None:
-        """Move what has to become jax arrays to its devices, all at once."""
-        waiting = [i for i, (_, want, *_) in enumerate(self._requests) if want.kind in ("jax", "jax_weak")]
-        waiting = [i for i in waiting if i not in self._misfits]
-        if not waiting:
-            return
-        wants = [self._requests[i][1] for i in waiting]
-        placed = self.place([self._results[i] for i in waiting], wants, lambda i: self._requests[waiting[i]][2])
-        for i, array in zip(waiting, placed, strict=True):
-            self._results[i] = array
+    def _misfit(self, request: Request, found: str) -> None:
+        _, want, path, keep, _ = request
+        self.mismatch("dtype", keep, path, "Array dtype mismatch", str(want), found)
 
     def place(self, arrays: list[Array], wants: Sequence[Want], path_of: Callable[[int], LinkedPath]) -> list[Any]:
         """Turn host arrays, which nobody else holds, into jax arrays."""
-        self.registry.activate("jax")
-        from ..adapters.jax import WideDtypeError, place
-
-        try:
-            return place(arrays, wants)
-        except WideDtypeError as error:
-            raise PrecisionError(error.explain(self.format(path_of(error.index)))) from None
+        return placed(self.registry, arrays, wants, lambda index: self.format(path_of(index)))
 
     def _read_whole(self) -> None:
         indices = sorted(self._whole_indices - self._objects.keys())
@@ -633,20 +471,6 @@ def _held(target: Any, tree_util: Any) -> Iterable[Any]:
     return [getattr(target, name) for name in fields if hasattr(target, name)]
 
 
-def _fit(specs: Sequence[ArraySpec], wants: Sequence[Want]) -> bool:
-    """Tell whether each array can become what is wanted; equal specs and wants are one object each, mostly."""
-    seen: tuple[Any, Any] = (None, None)
-    for spec, want in zip(specs, wants, strict=True):
-        if spec is seen[0] and want is seen[1]:
-            continue
-        seen = spec, want
-        if spec.kind == OPAQUE or spec.shape != want.shape:
-            return False
-        if spec.dtype != want.dtype and not castable(spec.dtype, want.dtype):
-            return False
-    return True
-
-
 def constant(value: Any) -> Build:
     """Plan to give a value that is known already."""
     return lambda: value
@@ -664,32 +488,5 @@ def once(build: Build) -> Build:
     return run
 
 
-def describe(value: Value, document: Document) -> str:
-    """Say in a few words what a value of a file is."""
-    if type(value) is not list:
-        if value is None:
-            return "None"
-        return "a dict" if type(value) is dict else f"{type(value).__name__} {value!r}"[:80]
-    kind = value[0]
-    if kind == ARRAY:
-        return describe_spec(document.arrays.specs[value[1]])
-    if kind not in (NODE, LEAF):
-        return "a list" if kind in (LIST, ARRAYS) else "a dict"
-    tag, attributes = value[1], value[3] if len(value) > 3 else {}
-    if tag == QUANTITY:
-        return f"{describe(value[2], document)} with unit {symbol(document, attributes)}"
-    name = attributes.get("class")
-    return f"a {tag}" + (f" {name}" if name else "")
-
-
-def describe_spec(spec: ArraySpec) -> str:
-    """Write a spec as ``float32[2, 3]``."""
-    return format_array(spec.dtype, spec.shape)
-
-
 def _tags(value: Value) -> tuple[str, ...]:
     return (value[1],) if type(value) is list and value[0] in (NODE, LEAF) else ()
-
-
-def _number_dtype(want: Want) -> np.dtype[Any]:
-    return np.dtype(np.int64 if want.number in (int, bool) else np.complex128 if want.number is complex else np.float64)

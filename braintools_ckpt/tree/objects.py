@@ -22,9 +22,10 @@ from .classes import (
 from .containers import as_items, container_mismatch, node_parts, plan_fields
 from .decode import Decoder
 from .encode import Encoder, Trouble, encode
-from .merge import Build, Merger
+from .merge import Merger
 from .mismatch import format_keys
 from .registry import Handler, registry
+from .requests import Build
 from .scalars import class_name
 
 Upgrades = Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]

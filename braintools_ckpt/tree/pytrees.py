@@ -12,8 +12,9 @@ from .classes import lost_class
 from .containers import as_items, container_mismatch, node_parts, plan_fields
 from .decode import Decoder
 from .encode import Encoder
-from .merge import Build, Merger
+from .merge import Merger
 from .registry import Handler, Registry
+from .requests import Build
 from .scalars import class_name
 
 

@@ -18,7 +18,8 @@ from ..errors import LinkedPath, RegistrationError
 if TYPE_CHECKING:
     from .decode import Decoder
     from .encode import Encoder
-    from .merge import Build, Merger, Want
+    from .merge import Merger
+    from .requests import Build, Want
 
 #: The library a type comes from (top-level package of its module, or first word of its tag) -> our adapter.
 ADAPTERS = {

@@ -23,8 +23,9 @@ from ..dtypes import describe, parse
 from ..errors import CheckpointError, LinkedPath, SerializationError, format_array
 from .decode import Decoder
 from .encode import Encoder, Trouble
-from .merge import Build, Merger, constant
+from .merge import Merger, constant
 from .registry import Handler, Registry
+from .requests import Build
 
 #: A longer string of bytes is stored like an array, so that it does not swell the index.
 MAX_INLINE_BYTES = 1 << 16
