@@ -506,7 +506,7 @@ TABLES = {
     "raw size too small": lambda: compressed(raw_size=(4095,)),
     "raw size of nothing": lambda: compressed(raw_size=(0,)),
     "raw size of the frame": lambda: compressed(raw_size=(len(FRAME),)),
-    "raw size too large": lambda: compressed(raw_size=((1 << 24) + 1,)),
+    "raw size too large": lambda: compressed(raw_size=((1 << 22) + 1,)),
     "raw size that wraps around": lambda: compressed(raw_size=(2**64 - 1,)),
     "raw sizes that add up to another number": lambda: compressed([FRAME, FRAME], (2**63, 2**63 + 4096), (1, 1)),
     "a raw blob with another size": lambda: compressed([ZEROS], (8192,), (0,)),

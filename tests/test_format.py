@@ -121,7 +121,7 @@ class TinyReader:
             assert len(blob) == size
             return blob
         data = zstandard.ZstdDecompressor().decompress(blob, allow_extra_data=False)
-        assert len(blob) < len(data) == size <= 1 << 24
+        assert len(blob) < len(data) == size <= 1 << 22
         count = size // width
         items = (bytes(data[i * count + item] for i in range(width)) for item in range(count))
         return b"".join([*items, data[width * count :]])

@@ -120,9 +120,12 @@ class QuantityHandler(Handler):
                 found = describe(value, merger.document)
                 return merger.mismatch("unit", target, path, "Unit mismatch", str(target.unit), f"no unit: {found}")
             state, unit = value, target.unit
-        if unit is target.unit or unit == target.unit:
+        same = unit is target.unit or unit == target.unit
+        if same and merger.options.mismatch == "error":  # then nothing is kept of a target whose mantissa does not fit
             mantissa, ty, unit = merger.plan(target.mantissa, state, path), type(target), target.unit
             return lambda: _quantity(ty, mantissa(), unit)
+        if same:
+            return self._mantissa(target, state, target.unit, path, merger)
         if not unit.has_same_dim(target.unit):
             return merger.mismatch("unit", target, path, "Unit mismatch", str(target.unit), str(unit))
         if merger.options.units == "convert":

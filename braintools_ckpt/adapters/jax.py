@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..document import ArraySpec, LiveArrays, Value
+from ..document import Kind, Value
 from ..errors import LinkedPath, SerializationError, format_array
 from ..tree.containers import as_items, container_mismatch, node_parts, plan_fields
 from ..tree.decode import Decoder
 from ..tree.encode import Encoder, Trouble
 from ..tree.merge import Merger
-from ..tree.registry import Handler, Registry
+from ..tree.registry import Handler, MakeRow, Registry, T
 from ..tree.requests import Build, Want, plain_want
 
 
@@ -58,45 +58,29 @@ class JaxArrayHandler(Handler):
             return encoder.leaf("jax.key", data, impl=str(jax.random.key_impl(array)))
         return encoder.array(dtype, array.shape, "jax_weak" if array.weak_type else "jax", array)
 
-    def specs(self, objects: list[Any], arrays: LiveArrays) -> list[ArraySpec] | None:
-        """Give the specs of arrays that are whole and here, and no keys."""
-        specs: list[ArraySpec] = []
-        seen: tuple[Any, ...] | None = None
+    def plain_arrays(self, objects: list[Any], make: MakeRow[T], *, targets: bool = False) -> list[T] | None:
+        """Tell of arrays that are here, or as targets may be anywhere, and no keys."""
+        rows: list[T] = []
+        dtype, shape, weak = None, None, False
         for array in objects:
-            if array.is_deleted() or not array.is_fully_addressable:
-                return None
-            here = array.dtype, array.shape, array.weak_type
-            if here != seen:
-                seen = dtype, shape, weak = here
+            if array.dtype is not dtype or array.shape != shape or array.weak_type is not weak:
+                dtype, shape = array.dtype, array.shape
                 if not isinstance(dtype, np.dtype):
                     return None
-                spec = arrays.spec(dtype, shape, "jax_weak" if weak else "jax")
-            specs.append(spec)
-        return specs
-
-    def wants(self, targets: list[Any]) -> list[Want] | None:
-        """Ask for arrays that may lie anywhere."""
-        wants: list[Want] = []
-        seen: tuple[Any, ...] | None = None
-        for array in targets:
-            if array.is_deleted() or array.committed:
+                weak = array.weak_type
+                row = make(dtype, shape, "jax_weak" if weak else "jax")
+            if array.is_deleted() or (array.committed if targets else not array.is_fully_addressable):
                 return None
-            here = array.dtype, array.shape, array.weak_type
-            if here != seen:
-                seen = dtype, shape, weak = here
-                if not isinstance(dtype, np.dtype):
-                    return None
-                want = plain_want("jax_weak" if weak else "jax", dtype, shape)
-            wants.append(want)
-        return wants
+            rows.append(row)
+        return rows
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Ask for an array of the target's shape, dtype, device and sharding."""
         if not isinstance(target.dtype, np.dtype):
             return plan_key(target, value, path, merger)
-        kind = "jax_weak" if target.weak_type else "jax"
+        kind: Kind = "jax_weak" if target.weak_type else "jax"
         if target.is_deleted() or not target.committed:
-            return merger.plan_array(target, plain_want(kind, target.dtype, target.shape), value, path)
+            return merger.plan_array(target, plain_want(target.dtype, target.shape, kind), value, path)
         return merger.plan_array(target, Want(kind, target.dtype, target.shape, target.sharding), value, path)
 
 
@@ -212,10 +196,11 @@ def place(arrays: Sequence[np.ndarray[Any, Any]], wants: Sequence[Want]) -> list
     if wide:
         index = next(i for i, want in enumerate(wants) if want.dtype in wide)
         raise WideDtypeError(index, wants[index].dtype, wants[index].shape)
+    bound = [index for index, want in enumerate(wants) if want.sharding is not None]
     groups: dict[int, list[int]] = {}
     for index, want in enumerate(wants):  # equal ones without a sharding are one object
-        groups.setdefault(id(want) if want.sharding is None else _BOUND, []).append(index)
-    bound = groups.pop(_BOUND, [])
+        if want.sharding is None:
+            groups.setdefault(id(want), []).append(index)
     few = [index for group in groups.values() if len(group) < _MANY for index in group]
     placed: list[Any] = [None] * len(arrays)
 
@@ -235,13 +220,12 @@ def place(arrays: Sequence[np.ndarray[Any, Any]], wants: Sequence[Want]) -> list
     return placed
 
 
-_BOUND = 0  # no object's id
 #: As many arrays of one shape and dtype are worth compiling a function for, which takes in this many at once.
 _MANY = 512
 _AT_ONCE = 32
 
 
-_taken_in: Any = jax.jit(lambda *arrays: arrays)
+_identity: Any = jax.jit(lambda *arrays: arrays)
 
 
 def _put_alike(arrays: list[np.ndarray[Any, Any]]) -> list[Any]:
@@ -251,10 +235,12 @@ def _put_alike(arrays: list[np.ndarray[Any, Any]]) -> list[Any]:
     once to compile it.
     """
     made: list[Any] = jax.device_put(arrays[:1], may_alias=True)
+    if isinstance(made[0], jax.core.Tracer):  # within a function that jax is tracing
+        return [*made, *jax.device_put(arrays[1:])]
     place = made[0].sharding
     if _compiles_as_it_is() and all(device.platform == "cpu" for device in place.device_set):
         for start in range(1, len(arrays) - _AT_ONCE + 1, _AT_ONCE):
-            taken = _taken_in(*arrays[start : start + _AT_ONCE])
+            taken = _identity(*arrays[start : start + _AT_ONCE])
             if taken[0].sharding != place:  # a mesh is set: then jax places what it computes in another way
                 break
             made += taken

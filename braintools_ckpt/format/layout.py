@@ -64,4 +64,4 @@ FEATURES = frozenset({ZSTD})
 #: parts can be read alone.
 FRAME_SIZE = 1 << 20
 #: No compressed blob stands for more bytes: it is taken from the file as a whole.
-MAX_FRAME = 1 << 24
+MAX_FRAME = 1 << 22

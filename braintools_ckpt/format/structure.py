@@ -46,6 +46,7 @@ class _Grammar:
     def __init__(self, arrays: int) -> None:
         self.arrays = arrays
         self.shared: list[int] = []  # the levels of the shared values that may be referred to
+        self.in_runs = 0
 
     def levels(self, value: Value) -> int:
         if type(value) is dict:
@@ -67,13 +68,30 @@ class _Grammar:
                 raise ValueError("a reference to a shared value that does not come before it")
             return self.shared[value[1]]
         if kind in (ARRAYS, NAMED_ARRAYS):
-            _check_run(value, self.arrays)
+            self._check_run(value)
             return 2
         if kind in (NODE, LEAF):
             _check_node(value)
-        elif kind != LIST and not (kind == ITEMS and len(value) % 2):
+        elif kind == ITEMS and len(value) % 2:
+            for key in value[1::2]:
+                _check_key(key)
+        elif kind != LIST:
             raise ValueError(f"a node of the kind {kind}")
         return self._around(value)
+
+    def _check_run(self, value: list[Value]) -> None:
+        first, names = value[1] if len(value) > 1 else None, value[2:]
+        if value[0] == ARRAYS:
+            count = names[0] if len(names) == 1 else None
+        else:
+            count = len(names)
+            if not set(map(type, names)) <= {str} or len(set(names)) < count:
+                raise ValueError("a run of arrays with a key that is no str, or occurs twice")
+        if type(first) is not int or type(count) is not int or first < 0 or not 0 <= count <= self.arrays - first:
+            raise ValueError("a run of arrays that do not exist")
+        self.in_runs += count
+        if self.in_runs > self.arrays:  # a few bytes must not stand for any number of leaves
+            raise ValueError("runs of arrays that have arrays in common")
 
     def _around(self, items: Iterable[Value]) -> int:
         deepest, arrays = 0, self.arrays
@@ -90,16 +108,16 @@ class _Grammar:
         return deepest + 1
 
 
-def _check_run(value: list[Value], arrays: int) -> None:
-    names = value[2:]
-    if value[0] == ARRAYS:
-        count = names[0] if len(names) == 1 else None
-    else:
-        count = len(names)
-        if not set(map(type, names)) <= {str} or len(set(names)) < count:
-            raise ValueError("a run of arrays with a key that is no str, or occurs twice")
-    if type(value[1]) is not int or type(count) is not int or value[1] < 0 or not 0 <= count <= arrays - value[1]:
-        raise ValueError("a run of arrays that do not exist")
+def _check_key(value: Value) -> None:
+    """Check that a key is whole: it refers to no array and to no shared value."""
+    if type(value) is list:
+        if value and value[0] in (ARRAY, REF, ARRAYS, NAMED_ARRAYS):
+            raise ValueError("a dict key that refers to something else")
+        for item in value:
+            _check_key(item)
+    elif type(value) is dict:
+        for item in value.values():
+            _check_key(item)
 
 
 def _check_node(value: list[Value]) -> None:

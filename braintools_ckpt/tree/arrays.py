@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ..document import ARRAY, LEAF, LIST, ArraySpec, LiveArrays, Value
+from ..document import ARRAY, LEAF, LIST, ArraySpec, Value
 from ..dtypes import check_size, check_text, describe, parse, storage_dtype
 from ..errors import LinkedPath, SerializationError, format_array
 from .decode import Decoder
 from .encode import Encoder, Trouble
 from .merge import Merger, constant
-from .registry import Handler, Registry
+from .registry import Handler, MakeRow, Registry, T
 from .requests import Build, Want, plain_want
 from .scalars import Form, ValueHandler, check, no_subclass
 
@@ -47,35 +47,20 @@ class ArrayHandler(Handler):
         value = encoder.array(dtype, array.shape, "numpy", array)
         return encoder.leaf("numpy.subclass", value, kind=kind) if kind else value
 
-    def specs(self, objects: list[Any], arrays: LiveArrays) -> list[ArraySpec] | None:
-        """Give the specs of plain arrays of numbers."""
+    def plain_arrays(self, objects: list[Any], make: MakeRow[T], *, targets: bool = False) -> list[T] | None:
+        """Tell of plain arrays of numbers."""
         if type(objects[0]) is not np.ndarray:
             return None
-        specs: list[ArraySpec] = []
+        rows: list[T] = []
         dtype, shape = None, None
         for array in objects:
             if array.dtype is not dtype or array.shape != shape:
                 dtype, shape = array.dtype, array.shape
                 if dtype.kind not in "fiubc":
                     return None
-                spec = arrays.spec(dtype, shape, "numpy")
-            specs.append(spec)
-        return specs
-
-    def wants(self, targets: list[Any]) -> list[Want] | None:
-        """Ask for arrays of the targets' shapes and dtypes."""
-        if type(targets[0]) is not np.ndarray:
-            return None
-        wants: list[Want] = []
-        dtype, shape = None, None
-        for array in targets:
-            if array.dtype is not dtype or array.shape != shape:
-                dtype, shape = array.dtype, array.shape
-                if dtype.kind not in "fiubc":
-                    return None
-                want = plain_want("numpy", dtype, shape)
-            wants.append(want)
-        return wants
+                row = make(dtype, shape, "numpy")
+            rows.append(row)
+        return rows
 
     def plan(self, target: Array, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Ask for an array of the target's shape and dtype."""
@@ -87,7 +72,7 @@ class ArrayHandler(Handler):
         if tag == "numpy.subclass":
             value = value[2]  # the result is of the target's class
         dtype = target.dtype
-        want = plain_want("numpy", dtype, target.shape) if dtype.kind in "fiubc" else Want("numpy", dtype, target.shape)
+        want = plain_want(dtype, target.shape, "numpy") if dtype.kind in "fiubc" else Want("numpy", dtype, target.shape)
         array = merger.plan_array(target, want, value, path)
         return array if type(target) is np.ndarray else partial(_as_subclass, array, target)
 

@@ -189,9 +189,10 @@ class DictHandler(Handler):
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Plan by key."""
         if type(value) is list and value[0] == NAMED_ARRAYS and value[2:] == list(target):
-            arrays = merger.plan_run(list(target.values()), value[1], value[2:], path)
+            keys = list(target)  # which may be of a class of strings
+            arrays = merger.plan_run(list(target.values()), value[1], keys, path)
             if arrays is not None:
-                return lambda: dict(zip(value[2:], arrays(), strict=True))
+                return lambda: dict(zip(keys, arrays(), strict=True))
         items = as_items(mapping_state(value))
         if items is None:
             return container_mismatch(target, "a dict", value, path, merger)

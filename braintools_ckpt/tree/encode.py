@@ -106,7 +106,9 @@ class Encoder:
         if not handler.atomic:
             self._memo[key] = (obj, _IN_PROGRESS)
         value = handler.encode(obj, self)
-        if key not in self._indices:
+        if type(value) is list and value[0] == ARRAY and self.arrays.sources[value[1]] is obj:
+            self._indices[key] = value[1]
+        else:
             self._memo[key] = (obj, value)
         return value
 
@@ -130,8 +132,7 @@ class Encoder:
         arrays = self.arrays
         spec = arrays.spec(dtype, shape, kind)
         if not self._inline:
-            self._indices[id(source)] = index = arrays.add(spec, source)
-            return [ARRAY, index]
+            return [ARRAY, arrays.add(spec, source)]
         if spec.nbytes > MAX_METADATA_ARRAY:
             raise Trouble(
                 lambda path: SerializationError(
@@ -145,7 +146,7 @@ class Encoder:
 
     def sequence(self, items: Collection[Any]) -> Value:
         """Encode items as a list."""
-        first = self._run(items)
+        first = self._run(list(items))
         if first is not None:
             return [ARRAYS, first, len(items)]
         out: list[Value] = [LIST]
@@ -159,18 +160,17 @@ class Encoder:
         self._depth -= 1
         return out
 
-    def _run(self, items: Collection[Any]) -> int | None:
+    def _run(self, objects: list[Any]) -> int | None:
         """Put items into the array table in one go, if they are arrays of one type and nothing else is to be said.
 
         Returns the index of the first. What is met the second time, or cannot be saved, is for the long way.
         """
-        if len(items) < _MIN_RUN or self._inline:
+        if len(objects) < _MIN_RUN or self._inline:
             return None
-        objects = list(items)
         handler = self.registry.lookup(objects[0])
         if handler is None or not handler.atomic or len(set(map(type, objects))) > 1:
             return None
-        specs = handler.specs(objects, self.arrays)
+        specs = handler.plain_arrays(objects, self.arrays.spec)
         if specs is None:
             return None
         first = len(self.arrays.specs)
@@ -194,9 +194,11 @@ class Encoder:
 
     def fields(self, items: Mapping[str, Any]) -> Value:
         """Encode a mapping whose keys are known to be plain strings."""
-        first = self._run(items.values())
-        if first is not None:
-            return [NAMED_ARRAYS, first, *items]
+        if len(items) >= _MIN_RUN:
+            pairs = list(items.items())  # once: a subclass, or another thread, may give other values the next time
+            first = self._run([item for _, item in pairs])
+            if first is not None:
+                return [NAMED_ARRAYS, first, *(key for key, _ in pairs)]
         out: dict[str, Value] = {}
         key = None
         self._descend()
@@ -224,14 +226,14 @@ class Encoder:
     def _key(self, key: Any) -> Value:
         arrays = len(self.arrays.specs)
         # A key stands whole in each dict: references are for values.
-        memo, self._memo = self._memo, {}
+        known, self._memo, self._indices = (self._memo, self._indices), {}, {}
         whole, self._whole = self._whole, True
         try:
             value = self.encode(key)
         except Trouble:
             value = None
         finally:
-            self._memo, self._whole = memo, whole
+            (self._memo, self._indices), self._whole = known, whole
         if (value is None) is (key is None) and len(self.arrays.specs) == arrays:
             return value
         raise Trouble(

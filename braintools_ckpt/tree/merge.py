@@ -140,7 +140,7 @@ class Merger:
         indices = range(first, first + len(targets))
         if handler is None or self.ratio != 1.0 or len(set(map(type, targets))) > 1:
             return None
-        wants = handler.wants(targets)
+        wants = handler.plain_arrays(targets, plain_want, targets=True)
         return None if wants is None else self._requests.add_run(indices, wants, targets, keys, path)
 
     def fits(self, index: int, target: Array) -> bool:
@@ -425,7 +425,7 @@ def materialize(document: Document, indices: Sequence[int], merger: Merger) -> l
         others = (i for i, spec in enumerate(specs) if mode == "jax" and fits_jax(spec.dtype))
         on_device = sorted({*private, *(i for i in others if indices[i] not in merger.private)})
     if on_device:
-        wants = [plain_want(specs[i].kind.replace("numpy", "jax"), specs[i].dtype, specs[i].shape) for i in on_device]
+        wants = [plain_want(specs[i].dtype, specs[i].shape, specs[i].kind.replace("numpy", "jax")) for i in on_device]
         on_file = [indices[i] for i in on_device]
         placed = merger.place([arrays[i] for i in on_device], wants, lambda i: locate(document, on_file[i]))
         for i, array in zip(on_device, placed, strict=True):

@@ -10,16 +10,18 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
-from ..document import ArraySpec, LiveArrays, Value
+from ..document import Kind, Value
 from ..errors import LinkedPath, RegistrationError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .decode import Decoder
     from .encode import Encoder
     from .merge import Merger
-    from .requests import Build, Want
+    from .requests import Build
 
 #: The library a type comes from (top-level package of its module, or first word of its tag) -> our adapter.
 ADAPTERS = {
@@ -29,6 +31,11 @@ ADAPTERS = {
     "saiunit": "brainunit",
     "brainstate": "brainstate",
 }
+
+
+T = TypeVar("T")
+#: Makes of dtype, shape and kind what whoever asks wants to have; of equal ones in a row only once.
+MakeRow: TypeAlias = Callable[["np.dtype[Any]", tuple[int, ...], Kind], T]
 
 
 class Handler:
@@ -71,12 +78,11 @@ class Handler:
 
     # What handlers of arrays may add: many of them are saved and loaded in one go.
 
-    def specs(self, objects: list[Any], arrays: LiveArrays) -> list[ArraySpec] | None:
-        """Give the entries of the array table that say all about objects of one type; None if one says more."""
-        return None
+    def plain_arrays(self, objects: list[Any], make: MakeRow[T], *, targets: bool = False) -> list[T] | None:
+        """Give ``make(dtype, shape, kind)`` of objects of one type if that says all about each of them, else None.
 
-    def wants(self, targets: list[Any]) -> list[Want] | None:
-        """Give what an array has to become for each of many targets of one type; None if one asks for more."""
+        ``targets`` says that they are not to be saved but to be loaded into.
+        """
         return None
 
 

@@ -37,7 +37,7 @@ class Want(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def plain_want(kind: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Want:
+def plain_want(dtype: np.dtype[Any], shape: tuple[int, ...], kind: str) -> Want:
     """Give the want of an array without a sharding; those of a kind are one object."""
     return Want(kind, dtype, shape)
 
@@ -121,7 +121,10 @@ class Requests:
     def _take_run(self, indices: range, specs: Sequence[ArraySpec], wants: list[Want], targets: list[Array]) -> bool:
         if any(spec.dtype is not want.dtype for spec, want in zip(specs, wants, strict=True)):
             return False
-        if not self._taken.keys().isdisjoint(indices):
+        taken = self._taken
+        if not taken.keys().isdisjoint(indices) and any(
+            taken.get(index, target) is not target for index, target in zip(indices, targets, strict=True)
+        ):
             return False
         self._taken.update(zip(indices, targets, strict=True))
         return True
