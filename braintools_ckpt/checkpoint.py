@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 import numpy as np
 
 from .api import load_document, make_options, open_document, read_metadata
-from .document import ARRAY, LEAF, LIST, NODE, Document, Value
+from .document import ARRAY, ARRAYS, LEAF, LIST, NODE, Document, Value
 from .errors import LinkedPath, format_array, format_key, format_path
 from .format.reader import StoredArrays
 from .storage.sources import open_source
@@ -398,7 +398,7 @@ def _kind(value: Value, around: list[Value]) -> str:
         return "None"
     if type(value) is not dict and type(value) is not list:
         return type(value).__name__
-    plain = "list" if type(value) is list and value[0] == LIST else "dict"
+    plain = "list" if type(value) is list and value[0] in (LIST, ARRAYS) else "dict"
     name = around[-1][1].rpartition(".")[2].removeprefix("class:") if around else plain
     return f"empty {name}"
 

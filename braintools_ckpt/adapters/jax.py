@@ -250,9 +250,12 @@ def _put_alike(arrays: list[np.ndarray[Any, Any]]) -> list[Any]:
 
 def _compiles_as_it_is() -> bool:
     """Tell whether nothing is set that changes what a compiled function does, or what it may be given."""
-    config: Any = jax.config
-    changed = config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs
-    return not changed and config.jax_transfer_guard_host_to_device in (None, "allow")
+    changed = any(getattr(jax.config, name, False) for name in _CHANGED_BY)
+    return not changed and jax.config.jax_transfer_guard_host_to_device in (None, "allow")
+
+
+#: Settings of jax, of which old versions do not have all.
+_CHANGED_BY = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs", "jax_no_tracing", "jax_no_execution")
 
 
 def _weak(array: Any) -> Any:

@@ -294,6 +294,7 @@ class _ReadPlan:
         self._table = table
         self.mapped: memoryview | None = None
         self._memory: dict[int, Array] = {}  # first blob of a span -> its bytes
+        self._views: dict[tuple[int, int], Array | None] = {}
         at = np.asarray(indices, np.int64)
         self._blobs = table._blobs
         starts = np.asarray(self._blobs.starts, np.uint64)
@@ -347,27 +348,43 @@ class _ReadPlan:
         alike = self._specs[1:] == self._specs[:-1]
         alike &= self._span[1:] == self._span[:-1]
         cuts = [0, *(np.flatnonzero(~(follows & alike)) + 1).tolist(), count]
+        columns = (self._specs, self._sizes, self._offsets, self._span)
+        runs = zip(itertools.pairwise(cuts), *(column[cuts[:-1]].tolist() for column in columns), strict=True)
         arrays: list[Array] = []
-        for low, high in itertools.pairwise(cuts):
-            arrays += self._run(low, high)
+        for (low, high), spec, size, offset, span in runs:
+            arrays += self._run(high - low, spec, size, offset, span)
         return arrays
 
-    def _run(self, low: int, high: int) -> list[Array]:
+    def _run(self, count: int, number: int, size: int, offset: int, span: int) -> list[Array]:
         """Give the arrays of one spec that lie one after the other."""
-        table = self._table
-        spec = table._distinct[self._specs[low]]
-        count, size = high - low, int(self._sizes[low])
+        spec = self._table._distinct[number]
         if not size:
             return [np.zeros(spec.shape, spec.dtype) for _ in range(count)]
-        first, last = self._spans[self._span[low]]
-        start = int(self._offsets[low]) - self._blobs.starts[first]
-        data = self._bytes(first, last)[start : start + count * size]
-        stored = storage_dtype(spec.dtype)
-        together = _in_python(data, stored, spec.dtype)
-        table._check_text(together)
-        if not spec.shape:
-            return [together[i : i + 1].reshape(()) for i in range(count)]
-        return list(together.reshape(count, *spec.shape))
+        first, last = self._spans[span]
+        start = offset - self._blobs.starts[first]
+        typed = self._typed(span, spec.dtype)
+        if typed is not None and not start % typed.itemsize:
+            start //= typed.itemsize
+            together = typed[start : start + count * size // typed.itemsize]
+        else:
+            data = self._bytes(first, last)[start : start + count * size]
+            together = _in_python(data, storage_dtype(spec.dtype), spec.dtype)
+            self._table._check_text(together)
+        if not spec.shape or len(spec.shape) == MAX_NDIM:  # of these numpy has no array of arrays
+            step = len(together) // count
+            return [together[i * step : (i + 1) * step].reshape(spec.shape) for i in range(count)]
+        return list(together.reshape(count, *spec.shape)) if count > 1 else [together.reshape(spec.shape)]
+
+    def _typed(self, span: int, dtype: np.dtype[Any]) -> Array | None:
+        """Give all bytes of a span as elements of a dtype that stands in files as it is; None for others."""
+        key = (span, id(dtype))  # the table keeps its dtypes
+        if key not in self._views:
+            view = None
+            if dtype == storage_dtype(dtype) and dtype.kind != "U" and dtype.names is None:
+                data = self._bytes(*self._spans[span])
+                view = data[: len(data) // dtype.itemsize * dtype.itemsize].view(dtype)
+            self._views[key] = view
+        return self._views[key]
 
     def _bytes(self, first: int, last: int) -> Array:
         if first in self._memory or self.mapped is None:

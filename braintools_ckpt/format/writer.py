@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +22,8 @@ Array = np.ndarray[Any, Any]
 _STAGING = 1 << 22
 #: Whether a large array is worth compressing is tried on this many pieces of it, of this many bytes each.
 _SAMPLES, _SAMPLE = 8, 1 << 14
+#: In fewer arrays of one spec in a row there is nothing to gain by taking them together.
+_FEW = 8
 #: Bytes of an 80-bit float that hold something.
 _LONG_DOUBLE = 10
 
@@ -110,22 +111,28 @@ class Writer:
     def _runs(self) -> Iterator[tuple[_Layout, int, int]]:
         """Give the ranges of arrays that have one spec."""
         changes = np.flatnonzero(np.diff(self._numbers)) + 1
-        bounds = [0, *changes.tolist(), len(self._numbers)] if len(self._numbers) else []
-        for first, stop in itertools.pairwise(bounds):
-            yield self._layouts[self._numbers[first]], first, stop
+        bounds = [0, *changes.tolist(), len(self._numbers)] if len(self._numbers) else [0]
+        numbers = self._numbers[bounds[:-1]].tolist()
+        for number, (first, stop) in zip(numbers, itertools.pairwise(bounds), strict=True):
+            yield self._layouts[number], first, stop
 
     def _gather(self, pack: _Pack, how: _Layout, first: int, stop: int) -> int:
         """Add arrays to a pack until it is full; give the index of the next."""
         pack.align(how.alignment)
         step = how.nbytes + -how.nbytes % how.alignment
-        room = -((pack.size - layout.PACK_SIZE) // step) if step else stop - first
-        stop = min(stop, first + (room if step == how.nbytes else 1))
-        host = self._arrays.host
-        self._offsets[first:stop] = pack.size + step * np.arange(stop - first, dtype=np.uint64)
-        if how.plain:
-            pack.add(first, stop, [host(index).tobytes() for index in range(first, stop)])
+        if stop - first < _FEW or step != how.nbytes:
+            self._offsets[first] = pack.size
+            stop = first + 1
         else:
-            pack.add(first, stop, [_small_bytes(host(index)) for index in range(first, stop)])
+            room = -((pack.size - layout.PACK_SIZE) // step) if step else stop - first
+            stop = min(stop, first + room)
+            self._offsets[first:stop] = pack.size + step * np.arange(stop - first, dtype=np.uint64)
+        host = self._arrays.host
+        if how.plain:
+            pack.parts += [host(index).tobytes() for index in range(first, stop)]
+        else:
+            pack.parts += [_small_bytes(host(index)) for index in range(first, stop)]
+        pack.add(first, stop, how.nbytes)
         return stop
 
     def _write_pack(self, pack: _Pack) -> None:
@@ -137,11 +144,10 @@ class Writer:
 
     def _width(self, pack: _Pack) -> int:
         """Give the item size of most bytes of a pack."""
-        sizes: Counter[int] = Counter()
-        for first, stop in pack.members:
-            how = self._layouts[self._numbers[first]]
-            sizes[how.width] += (stop - first) * how.nbytes
-        return sizes.most_common(1)[0][0]
+        numbers = np.concatenate([self._numbers[first:stop] for first, stop in pack.members])
+        widths = np.array([how.width for how in self._layouts])[numbers]
+        nbytes = np.array([how.nbytes for how in self._layouts])[numbers]
+        return int(np.bincount(widths, nbytes).argmax())
 
     def _write_large(self, array: Array) -> int:
         stored = storage_dtype(array.dtype)
@@ -205,10 +211,12 @@ class _Pack:
             self.parts.append(bytes(padding))
             self.size += padding
 
-    def add(self, first: int, stop: int, parts: list[bytes]) -> None:
+    def add(self, first: int, stop: int, nbytes: int) -> None:
+        """Note whose parts came last, and how many bytes each has."""
+        self.size += nbytes * (stop - first)
+        if self.members and self.members[-1][1] == first:
+            first = self.members.pop()[0]
         self.members.append((first, stop))
-        self.parts += parts
-        self.size += sum(map(len, parts))
 
 
 class _Layout:

@@ -93,6 +93,8 @@ class Requests:
         spec = self._specs[index]
         if spec.dtype is not target.dtype or spec.shape != target.shape:
             return False
+        if self._known and (index, id(target)) in self._known:
+            return False
         return self._taken.setdefault(index, target) is target
 
     def take(self, index: int) -> Build:
@@ -109,7 +111,7 @@ class Requests:
         if wants[0].kind == "numpy" and self._take_run(indices, specs, wants, targets):
             return lambda: list(map(self._host.__getitem__, indices))
         known = list(zip(indices, map(id, targets), strict=True))
-        if not self._known.keys().isdisjoint(known):
+        if not (self._known.keys().isdisjoint(known) and self._taken.keys().isdisjoint(indices)):
             return None
         slots = range(len(self._asked), len(self._asked) + len(indices))
         self._belongs(slots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from .paths import Texts, key_texts, written_key
 
 #: How many values a dict key may consist of: what is shared may stand in it often enough to fill any memory.
 _MAX_KEY = 10_000
+#: No list has an index of as many digits.
+_DIGITS = 20
 
 
 class Leaf(NamedTuple):
@@ -47,6 +50,7 @@ class View:
 
     def __init__(self, document: Document) -> None:
         self.document = document
+        self._places: dict[int, dict[str, int]] = {}
 
     def inner(self, value: Value) -> Value:
         """Give what holds the parts of a value, behind references and the nodes around it."""
@@ -115,36 +119,46 @@ class View:
         """Give the value at a path; a KeyError without a message if there is none."""
         # A FlattedDict may have a key that is the beginning of another, so a first match can be a dead end.
         waiting = [(self.document.structure, path)]
+        seen: set[tuple[int, int]] = set()  # keys that are written alike must not multiply the ways
         while waiting:
             value, rest = waiting.pop()
             if not rest:
                 return value
             inner, tags = self._open(value)
             if FLATTED_TAGS.isdisjoint(tags) and not (type(inner) is list and inner[0] == ITEMS):
-                waiting += ((part, rest[1:]) for part in _part(inner, rest[0]))
+                waiting += ((part, rest[1:]) for part in self._part(inner, rest[0]))
                 continue
+            if (id(inner), len(rest)) in seen:
+                continue
+            seen.add((id(inner), len(rest)))
             for key, part in self.parts(value) or ():
                 own = key_texts(key)
                 if rest[: len(own)] == own:
                     waiting.append((part, rest[len(own) :]))
         raise KeyError
 
-
-def _is_array(value: Value) -> bool:
-    return type(value) is list and value[0] == ARRAY
-
-
-def _part(value: Value, text: str) -> list[Value]:
-    """Give the part of a list, or of a dict with string keys, whose key is written so; nothing if there is none."""
-    if type(value) is dict or (type(value) is list and value[0] == NAMED_ARRAYS):
-        key = written_key(text)
-        if format_key(key) != text or key not in value:
+    def _part(self, value: Value, text: str) -> list[Value]:
+        """Give the part of a list, or of a dict with string keys, whose key is written so; nothing if there is none."""
+        if type(value) is dict:
+            key = written_key(text)
+            return [value[key]] if format_key(key) == text and key in value else []
+        if type(value) is not list:
             return []
-        return [value[key]] if type(value) is dict else [[ARRAY, value[1] + value.index(key, 2) - 2]]  # type: ignore[union-attr]
-    if type(value) is list and value[0] in (LIST, ARRAYS):
-        length = value[2] if value[0] == ARRAYS else len(value) - 1
-        index = int(text) if text.isdecimal() and text.isascii() else length
+        if value[0] == NAMED_ARRAYS:
+            key = written_key(text)
+            places = self._places_in(value)
+            return [[ARRAY, places[key]]] if format_key(key) == text and key in places else []
+        length = {LIST: len(value) - 1, ARRAYS: value[-1]}.get(value[0], 0)
+        index = int(text) if text.isdecimal() and text.isascii() and len(text) < _DIGITS else length
         if index >= length or str(index) != text:
             return []
         return [[ARRAY, value[1] + index] if value[0] == ARRAYS else value[1 + index]]
-    return []
+
+    def _places_in(self, run: list[Value]) -> dict[str, int]:
+        if id(run) not in self._places:  # the document keeps it
+            self._places[id(run)] = dict(zip(run[2:], itertools.count(run[1]), strict=False))
+        return self._places[id(run)]
+
+
+def _is_array(value: Value) -> bool:
+    return type(value) is list and value[0] == ARRAY
