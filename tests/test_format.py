@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import gc
 import importlib.metadata
 import importlib.util
@@ -16,6 +17,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import tracemalloc
 import warnings
@@ -1451,3 +1453,39 @@ def test_the_golden_files_hold_what_they_are_for():
     assert len(reader("shared")["shared"]) == 2
     assert reader("containers")["metadata"]["step"] == 7
     assert set(reader("compressed")["arrays"]["width"]) == {0, 2, 4, 8, 9}
+
+
+class FullFile(io.RawIOBase):
+    """A file on a disk that gets full."""
+
+    def __init__(self, room):
+        super().__init__()
+        self._room = room
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        if self._room <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._room -= len(data)
+        return len(data)
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_a_disk_that_gets_full_ends_the_threads_that_hash_and_compress(compression):
+    tree = [np.arange(3 << 20, dtype=np.uint8) for _ in range(4)]
+    with mock.patch.object(layout, "HASH_BLOCK", 1 << 21), pytest.raises(OSError, match="No space left"):
+        bt.msgpack_save(FullFile(5 << 20 if compression is None else 1 << 12), tree, compression=compression)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("braintools_ckpt")]
+
+
+def test_large_blocks_that_are_hashed_aside_stay_in_order():
+    sizes = [1, 1 << 16, 3 << 20, 5, (5 << 20) + 3, 1 << 21, 70_000]
+    tree = [np.random.default_rng(i).integers(0, 255, size, np.uint8) for i, size in enumerate(sizes)]
+    tree += [np.asfortranarray(np.arange(3 << 19, dtype=np.float32).reshape(1024, -1)), np.arange(1 << 20, dtype=">i4")]
+    with mock.patch.object(layout, "HASH_BLOCK", 1 << 21):
+        data = bt.msgpack_dumps(tree)
+    reader = TinyReader(data)  # which checks every hash
+    for expected, found in zip(tree, reader.tree(), strict=True):
+        assert np.array_equal(expected, found)
