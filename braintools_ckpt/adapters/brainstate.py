@@ -46,6 +46,17 @@ class StateHandler(Handler):
             attributes["tag"] = encoder.encode(state.tag)
         return [NODE, self.tag, encoder.encode(state.value), attributes]
 
+    def encode_many(self, objects: list[Any], encoder: Encoder) -> list[Value] | None:
+        """Write many states of one class, whose values are arrays or quantities."""
+        if any(state.name is not None or state.tag is not None for state in objects):
+            return None
+        held = [state.value for state in objects]
+        if any(issubclass(ty, State) for ty in set(map(type, held))):  # it could be among them, and hold itself
+            return None
+        values = encoder.many(held)
+        kind = _kind(type(objects[0]))
+        return None if values is None else [[NODE, self.tag, value, {"class": kind}] for value in values]
+
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Make a state of the same class, if it is one of brainstate's own."""
         name = attributes["class"]

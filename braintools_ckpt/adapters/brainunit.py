@@ -108,6 +108,14 @@ class QuantityHandler(Handler):
         unit = encoder.share(quantity.unit, _unit_leaf)
         return [LEAF, QUANTITY, encoder.encode(quantity.mantissa), {"unit": unit}]
 
+    def encode_many(self, objects: list[Any], encoder: Encoder) -> list[Value] | None:
+        """Write many, whose mantissas are arrays."""
+        mantissas = encoder.many([quantity.mantissa for quantity in objects])
+        if mantissas is None:
+            return None
+        units = [encoder.share(quantity.unit, _unit_leaf) for quantity in objects]
+        return [[LEAF, QUANTITY, m, {"unit": unit}] for m, unit in zip(mantissas, units, strict=True)]
+
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Put mantissa and unit together."""
         return _quantity(u.Quantity, decoder.decode(state), make_unit(attributes["unit"], decoder))

@@ -26,7 +26,7 @@ from ..document import (
 )
 from ..errors import Path, SerializationError, format_path
 from ..walking import MAX_DEPTH, walking
-from .registry import Registry
+from .registry import Handler, Registry
 
 #: A larger array does not belong into metadata, which is read whole whenever a file is opened.
 MAX_METADATA_ARRAY = 1 << 16
@@ -170,15 +170,55 @@ class Encoder:
         handler = self.registry.lookup(objects[0])
         if handler is None or not handler.atomic or len(set(map(type, objects))) > 1:
             return None
-        specs = handler.plain_arrays(objects, self.arrays.spec)
+        return self._append(handler, objects) if self._are_new(objects) else None
+
+    def _are_new(self, objects: list[Any]) -> bool:
+        ids = set(map(id, objects))
+        return len(ids) == len(objects) and ids.isdisjoint(self._indices) and ids.isdisjoint(self._memo)
+
+    def _append(self, handler: Handler, arrays: list[Any]) -> int | None:
+        """Put new arrays of one type into the table, if nothing else is to be said of them."""
+        specs = handler.plain_arrays(arrays, self.arrays.spec)
         if specs is None:
             return None
-        first = len(self.arrays.specs)
-        ids = dict(zip(map(id, objects), range(first, first + len(objects)), strict=True))
-        if len(ids) < len(objects) or not ids.keys().isdisjoint(self._indices):
+        first = self.arrays.extend(specs, arrays)
+        self._indices.update(zip(map(id, arrays), range(first, first + len(arrays)), strict=True))
+        return first
+
+    def many(self, objects: list[Any]) -> list[Value] | None:
+        """Encode objects in one go, if their handlers can, and none of them was met before; else give None."""
+        if self._inline or not self._are_new(objects):
             return None
-        self._indices.update(ids)
-        return self.arrays.extend(specs, objects)
+        known = len(self._memo)
+        values = self._many(objects)
+        while values is None and len(self._memo) > known:  # what is on the long way then is not met the second time
+            self._memo.popitem()
+        return values
+
+    def _many(self, objects: list[Any]) -> list[Value] | None:
+        places: dict[type, list[int]] = {}
+        for place, obj in enumerate(objects):
+            places.setdefault(type(obj), []).append(place)
+        values: list[Value] = [None] * len(objects)
+        for of_type in places.values():
+            made = self._many_of_one_type([objects[place] for place in of_type])
+            if made is None:
+                return None
+            for place, value in zip(of_type, made, strict=True):
+                values[place] = value
+        return values
+
+    def _many_of_one_type(self, objects: list[Any]) -> list[Value] | None:
+        handler = self.registry.lookup(objects[0])
+        if handler is None:
+            return None
+        first = self._append(handler, objects) if handler.atomic else None
+        if first is not None:
+            return [[ARRAY, index] for index in range(first, first + len(objects))]
+        values = handler.encode_many(objects, self)
+        if values is not None:
+            self._memo.update(zip(map(id, objects), zip(objects, values, strict=True), strict=True))
+        return values
 
     def _descend(self) -> None:
         self._depth += 1
@@ -199,6 +239,9 @@ class Encoder:
             first = self._run([item for _, item in pairs])
             if first is not None:
                 return [NAMED_ARRAYS, first, *(key for key, _ in pairs)]
+            values = self.many([item for _, item in pairs])
+            if values is not None:
+                return {key: value for (key, _), value in zip(pairs, values, strict=True)}
         out: dict[str, Value] = {}
         key = None
         self._descend()

@@ -76,7 +76,14 @@ class Handler:
         """Check a value of a file against a target and give a function that makes the result."""
         raise NotImplementedError
 
-    # What handlers of arrays may add: many of them are saved and loaded in one go.
+    # What handlers may add for the sake of speed: many objects are saved and loaded in one go.
+
+    def encode_many(self, objects: list[Any], encoder: Encoder) -> list[Value] | None:
+        """Give what ``encode`` gives for each of many new objects of one type; None if they are to be encoded singly.
+
+        It must not raise: errors are for the long way, which knows the path.
+        """
+        return None
 
     def plain_arrays(self, objects: list[Any], make: MakeRow[T], *, targets: bool = False) -> list[T] | None:
         """Give ``make(dtype, shape, kind)`` of objects of one type if that says all about each of them, else None.
