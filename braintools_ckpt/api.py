@@ -564,15 +564,15 @@ def _check_form(format_: Any, metadata: Any, compression: Any) -> None:
     _check_choice("format", format_, get_args(Format))
     if metadata is not None and format_ == "flax":
         raise ValueError("format='flax' has no place for metadata: put it into the tree, or use format='v1'.")
+    _check_choice("compression", compression, (None, *get_args(Compression)))
     if compression is None:
         return
-    _check_choice("compression", compression, get_args(Compression))
     if format_ == "flax":
         raise ValueError("format='flax' has no compression: leave compression out, or use format='v1'.")
     codec.load_zstd()
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 

@@ -118,6 +118,10 @@ class LiveArrays:
         self.sources += sources
         return len(self.sources) - len(sources)
 
+    def forget(self, count: int) -> None:
+        """Keep only so many arrays, the first."""
+        del self.specs[count:], self.sources[count:]
+
     def host(self, index: int) -> np.ndarray[Any, Any]:
         """Give the array on the host, without a copy where it lies there already."""
         source = self.sources[index]

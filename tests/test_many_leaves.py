@@ -1722,3 +1722,25 @@ def test_a_state_that_holds_itself_among_many_is_a_cycle():
     tree["loop"]._value = tree["loop"]
     with pytest.raises(SerializationError, match="cycle"):
         bt.msgpack_dumps(tree)
+
+
+class Computed(brainstate.State):
+    """A state that gives another array whenever it is asked."""
+
+    @property
+    def value(self):
+        return np.array(self._value)
+
+    @value.setter
+    def value(self, value):
+        self._value = value
+
+
+@pytest.mark.parametrize("beside", [1, np.zeros(2, [("a", "f4")]), jax.random.key(0)])
+def test_what_was_begun_in_one_go_is_not_stored_twice(beside):
+    tree = {f"s{i}": Computed(np.full(3, i, np.float32)) for i in range(20)}
+    tree |= {f"a{i}": np.full(2, i) for i in range(20)}
+    data = bt.msgpack_dumps({**tree, "beside": beside})
+    with bt.open_checkpoint(io.BytesIO(data)) as checkpoint:
+        assert len(checkpoint._document.arrays.specs) == 40 + (not isinstance(beside, int))
+        assert all(np.array_equal(checkpoint[f"a{i}"], np.full(2, i)) for i in range(20))

@@ -14,6 +14,8 @@ from ..storage.sources import Source
 from . import codec, layout
 
 Array = np.ndarray[Any, Any]
+#: So many bytes are read at a time, and are hashed while they are in the processor's cache.
+_PIECE = 1 << 18
 
 
 def corrupt(source: Source, what: str) -> CorruptCheckpointError:
@@ -133,8 +135,19 @@ class BlobReader:
         if self._width[blob]:
             self._decompress(blob, out)
         else:
+            self._read_hashing(blob, block, low, out)
+
+    def _read_hashing(self, blob: int, block: int, low: int, out: memoryview) -> None:
+        """Read a block piece by piece, and hash each while the processor has it in its cache."""
+        if not self.verify_reads:
             self.source.read_into(self.at[blob] + low, out)
-            self._check(blob, block, out)
+            return
+        hasher = xxhash.xxh3_64()
+        for start in range(0, len(out), _PIECE):
+            piece = out[start : start + _PIECE]
+            self.source.read_into(self.at[blob] + low + start, piece)
+            hasher.update(piece)
+        self._compare(blob, block, hasher.intdigest())
 
     def _decompress(self, blob: int, out: memoryview) -> None:
         frame = np.empty(self._size[blob], np.uint8)
@@ -150,7 +163,10 @@ class BlobReader:
             ) from error
 
     def _check(self, blob: int, block: int, data: memoryview) -> None:
-        if self.verify_reads and xxhash.xxh3_64_intdigest(data) != self._hashes[self._first_hash[blob] + block]:
+        self._compare(blob, block, xxhash.xxh3_64_intdigest(data) if self.verify_reads else 0)
+
+    def _compare(self, blob: int, block: int, digest: int) -> None:
+        if self.verify_reads and digest != self._hashes[self._first_hash[blob] + block]:
             at = self.at[blob] + block * self.hash_block
             raise corrupt(self.source, f"the checksum of the data at byte {at} does not match{self._whose(blob)}")
 

@@ -189,16 +189,22 @@ class Encoder:
         """Encode objects in one go, if their handlers can, and none of them was met before; else give None."""
         if self._inline or not self._are_new(objects):
             return None
-        known = len(self._memo)
+        known, arrays = len(self._memo), len(self.arrays.specs)
         values = self._many(objects)
-        while values is None and len(self._memo) > known:  # what is on the long way then is not met the second time
-            self._memo.popitem()
+        if values is None:  # nothing of it may stay: the long way must not meet it the second time, or store it again
+            for _ in range(len(self._memo) - known):
+                self._memo.popitem()
+            for _ in range(len(self.arrays.specs) - arrays):
+                self._indices.popitem()
+            self.arrays.forget(arrays)
         return values
 
     def _many(self, objects: list[Any]) -> list[Value] | None:
         places: dict[type, list[int]] = {}
         for place, obj in enumerate(objects):
             places.setdefault(type(obj), []).append(place)
+        if not all(_goes_quickly(self.registry.lookup(objects[of_type[0]])) for of_type in places.values()):
+            return None
         values: list[Value] = [None] * len(objects)
         for of_type in places.values():
             made = self._many_of_one_type([objects[place] for place in of_type])
@@ -329,6 +335,13 @@ class Encoder:
         moved[id(value)] = len(shared)
         shared.append(value)
         return [REF, moved[id(value)]]
+
+
+def _goes_quickly(handler: Handler | None) -> bool:
+    if handler is None:
+        return False
+    own = type(handler)
+    return own.plain_arrays is not Handler.plain_arrays or own.encode_many is not Handler.encode_many
 
 
 def _is_flat_tuple(value: Value) -> bool:
