@@ -36,6 +36,7 @@ import braintools_ckpt as bt
 from braintools_ckpt.adapters import jax as jax_adapter
 from braintools_ckpt.errors import MismatchError, PrecisionError, SerializationError
 from braintools_ckpt.tree import encode as encoding
+from braintools_ckpt.tree import merge as merging
 
 LIST, ARRAY, ITEMS, NODE, LEAF, REF, ARRAYS, NAMED_ARRAYS = range(8)
 N = 20
@@ -1744,3 +1745,102 @@ def test_what_was_begun_in_one_go_is_not_stored_twice(beside):
     with bt.open_checkpoint(io.BytesIO(data)) as checkpoint:
         assert len(checkpoint._document.arrays.specs) == 40 + (not isinstance(beside, int))
         assert all(np.array_equal(checkpoint[f"a{i}"], np.full(2, i)) for i in range(20))
+
+
+# Planned in one go.
+
+
+def planned_singly():
+    """Let each part of a container be checked by itself, as few of them are."""
+    return mock.patch.object(merging, "_MANY", HUGE)
+
+
+def population(seed, **changes):
+    """Give 20 groups of states with and without units, of which some can be changed: ``name=(group, state)``."""
+    data = np.random.default_rng(seed)
+    groups = {
+        f"group {i}": {
+            "V": brainstate.HiddenState(jnp.asarray(data.normal(size=3), jnp.float32) * u.mV),
+            "spike": brainstate.ShortTermState(jnp.asarray(data.integers(0, 2, 3), jnp.float32)),
+            "w": brainstate.ParamState({"in": np.asarray(data.normal(size=2)), "out": np.asarray(data.normal(size=4))}),
+            "n": [np.asarray(data.normal(size=2)) * u.nS],
+        }
+        for i in range(N)
+    }
+    for change in changes.items():
+        CHANGES[change[0]](groups, *change[1:])
+    return groups
+
+
+def _state_in_two_groups(groups):
+    groups["group 7"]["V"] = groups["group 3"]["V"]
+
+
+def _array_in_two_groups(groups):
+    groups["group 7"]["w"].value = groups["group 3"]["w"].value
+
+
+CHANGES = {
+    "one_is_missing": lambda groups, _: groups["group 4"].pop("V"),
+    "one_of_another_unit": lambda groups, _: setattr(groups["group 4"]["V"], "value", jnp.zeros(3) * u.ms),
+    "one_of_another_scale": lambda groups, _: setattr(groups["group 4"]["V"], "value", jnp.ones(3) * u.volt),
+    "one_of_another_shape": lambda groups, _: setattr(groups["group 5"]["spike"], "value", jnp.zeros(5)),
+    "one_of_another_dtype": lambda groups, _: groups["group 6"].update(n=[np.zeros(2, complex) * u.nS]),
+    "one_of_another_type": lambda groups, _: groups["group 6"].update(n=(1, 2)),
+    "one_with_another_key": lambda groups, _: groups["group 8"].update(more=np.zeros(2)),
+    "a_state_in_two_groups": lambda groups, _: _state_in_two_groups(groups),
+    "an_array_in_two_groups": lambda groups, _: _array_in_two_groups(groups),
+    "in_another_order": lambda groups, _: groups.update({"group 2": dict(reversed(groups.pop("group 2").items()))}),
+    "one_group_less": lambda groups, _: groups.pop("group 9"),
+    "a_placeholder": lambda groups, _: groups["group 1"].update(
+        spike=brainstate.ShortTermState(jax.ShapeDtypeStruct((3,), jnp.float32))
+    ),
+}
+
+
+def loaded_into(data, target, **options):
+    """Give what a load gives, as bytes, or its error; its report; and what it made of the target."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            loaded = bt.msgpack_loads(data, target, **options)
+            result = bt.msgpack_dumps(loaded)
+        except (MismatchError, SerializationError) as error:
+            result = f"{type(error).__name__}: {error}"
+    try:
+        after = bt.msgpack_dumps(target)
+    except SerializationError as error:
+        after = str(error)
+    return result, [str(warning.message) for warning in caught], after
+
+
+@pytest.mark.parametrize("options", [{}, {"mismatch": "warn"}, {"partial": True}, {"units": "convert"}], ids=str)
+@pytest.mark.parametrize("of_target", [None, *CHANGES])
+@pytest.mark.parametrize("of_file", [None, "a_state_in_two_groups", "an_array_in_two_groups", "one_of_another_unit"])
+def test_many_are_planned_like_few(of_file, of_target, options):
+    data = bt.msgpack_dumps(population(0, **({of_file: True} if of_file else {})))
+    changes = {of_target: True} if of_target else {}
+    quickly = loaded_into(data, population(1, **changes), **options)
+    with planned_singly():
+        singly = loaded_into(data, population(1, **changes), **options)
+    assert quickly == singly
+    if not of_file and not of_target:
+        assert_same(population(0), bt.msgpack_loads(quickly[0], population(1)), loaded=True)
+
+
+def test_many_that_fit_are_not_planned_one_by_one():
+    groups, target = population(0), population(1)
+    for group in (*groups.values(), *target.values()):
+        del group["n"]  # a list
+    data = bt.msgpack_dumps(groups)
+    counted = []
+    plan = merging.Merger.plan
+
+    def count(self, target, value, path):
+        counted.append(path)
+        return plan(self, target, value, path)
+
+    with mock.patch.object(merging.Merger, "plan", count):
+        bt.msgpack_loads(data, target)
+    assert counted == [None]  # the tree itself
+    assert_same(groups, target, loaded=True)

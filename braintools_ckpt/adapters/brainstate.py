@@ -83,7 +83,26 @@ class StateHandler(Handler):
         first = merger.states.setdefault(id(target), (target, plan))[1]
         if first is not plan:
             return lambda: _confirm(target, old, first(), plan(), path, merger)
-        return lambda: _assign(target, plan(), merger)
+        return partial(_assign_built, target, plan, merger)
+
+    def plan_many(
+        self, targets: list[Any], values: list[Value], paths: list[LinkedPath], merger: Merger
+    ) -> list[Build] | None:
+        """Plan many states that were not met before, whose values fit."""
+        ids = set(map(id, targets))
+        if len(ids) < len(targets) or not merger.states.keys().isdisjoint(ids):
+            return None
+        if any(node_parts(value, self.tag) is None for value in values):
+            return None
+        plans = merger.plan_alike([target.value for target in targets], [value[2] for value in values], paths)
+        if plans is None:
+            return None
+        merger.states.update((id(target), (target, plan)) for target, plan in zip(targets, plans, strict=True))
+        return [partial(_assign_built, target, plan, merger) for target, plan in zip(targets, plans, strict=True)]
+
+
+def _assign_built(target: Any, plan: Build, merger: Merger) -> Any:
+    return _assign(target, plan(), merger)
 
 
 def _confirm(target: Any, old: Any, first: Any, second: Any, path: LinkedPath, merger: Merger) -> Any:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
+from functools import lru_cache, partial
 from typing import Any
 
 import brainunit as u
 import numpy as np
 
-from ..document import LEAF, LIST, Value
+from ..document import LEAF, LIST, REF, Value
 from ..errors import LinkedPath
 from ..tree.containers import node_parts
 from ..tree.decode import Decoder
@@ -70,7 +70,7 @@ def make_unit(value: Any, decoder: Decoder) -> Any:
     )
 
 
-@functools.lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)
 def _unit(
     dim: tuple[float, ...],
     scale: float,
@@ -130,8 +130,7 @@ class QuantityHandler(Handler):
             state, unit = value, target.unit
         same = unit is target.unit or unit == target.unit
         if same and merger.options.mismatch == "error":  # then nothing is kept of a target whose mantissa does not fit
-            mantissa, ty, unit = merger.plan(target.mantissa, state, path), type(target), target.unit
-            return lambda: _quantity(ty, mantissa(), unit)
+            return partial(_built, type(target), merger.plan(target.mantissa, state, path), target.unit)
         if same:
             return self._mantissa(target, state, target.unit, path, merger)
         if not unit.has_same_dim(target.unit):
@@ -141,6 +140,26 @@ class QuantityHandler(Handler):
         # The same dimension in another unit: physically right, so outside of 'error' it is taken as it is.
         merger.mismatch("scale", target, path, "Unit mismatch", str(target.unit), str(unit))
         return self._mantissa(target, state, unit, path, merger)
+
+    def plan_many(
+        self, targets: list[Any], values: list[Value], paths: list[LinkedPath], merger: Merger
+    ) -> list[Build] | None:
+        """Plan many whose units are the same as the file's."""
+        if merger.options.mismatch != "error":
+            return None
+        units: dict[int, Any] = {}
+        for target, value in zip(targets, values, strict=True):
+            found = node_parts(value, self.tag)
+            if found is None or type(unit := found[1]["unit"]) is not list or unit[0] != REF:
+                return None
+            if unit[1] not in units:
+                units[unit[1]] = make_unit(unit, merger.decoder)
+            if units[unit[1]] is not target.unit and units[unit[1]] != target.unit:
+                return None
+        mantissas = merger.plan_alike([target.mantissa for target in targets], [value[2] for value in values], paths)
+        if mantissas is None:
+            return None
+        return [partial(_built, type(t), m, t.unit) for t, m in zip(targets, mantissas, strict=True)]
 
     def _mantissa(
         self, target: Any, state: Value, unit: Any, path: LinkedPath, merger: Merger, ratio: float = 1.0
@@ -179,6 +198,10 @@ def named(unit: Any) -> Any:
     """Give the library's own unit that equals a nameless one, if there is one."""
     standard = getattr(u.Unit.__init__, "__globals__", {}).get("_standard_units", {})
     return standard.get((unit.dim, unit.scale, unit.base, unit.factor), unit)
+
+
+def _built(ty: Any, mantissa: Build, unit: Any) -> Any:
+    return _quantity(ty, mantissa(), unit)
 
 
 def _quantity(ty: Any, mantissa: Any, unit: Any) -> Any:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from ..document import ARRAY, ARRAYS, ITEMS, LEAF, LIST, NAMED_ARRAYS, NODE, REF, Document, Value
 from ..errors import CorruptCheckpointError
 
 #: The most levels of a tree, references followed: as many as MessagePack libraries read of one without any.
 _MAX_LEVELS = 1024
+_STR = {str}
 
 
 def check_structure(document: Document, name: str) -> None:
@@ -49,35 +48,58 @@ class _Grammar:
         self.in_runs = 0
 
     def levels(self, value: Value) -> int:
-        if type(value) is dict:
-            if any(type(key) is not str for key in value):
-                raise ValueError("a map with a key that is no str")
-            return self._around(value.values())
-        if type(value) is not list:
-            return 0
+        """Check a value: first itself, then all that is one level below, and so on."""
+        deepest, depth, level, arrays = 0, 0, [value], self.arrays
+        while level:
+            below: list[Value] = []
+            for item in level:
+                kind = type(item)
+                if kind is dict:
+                    if not set(map(type, item)) <= _STR:
+                        raise ValueError("a map with a key that is no str")
+                    below += item.values()
+                    if depth == deepest:
+                        deepest = depth + 1
+                elif kind is list:
+                    if len(item) == 2 and item[0] is ARRAY and type(item[1]) is int and 0 <= item[1] < arrays:
+                        levels = 1  # most leaves of most trees: what `_check_list` says of them, without calling it
+                    else:
+                        levels = self._check_list(item, below)
+                    if depth + levels > deepest:
+                        deepest = depth + levels
+            if deepest > _MAX_LEVELS:
+                raise ValueError(f"it nests deeper than {_MAX_LEVELS} levels")
+            depth, level = depth + 1, below
+        return deepest
+
+    def _check_list(self, value: list[Value], below: list[Value]) -> int:
+        """Check one node by itself, add its parts to those below, and give its levels without them."""
         kind = value[0]
         if type(kind) is not int:
             raise ValueError("a node without a kind")
         if kind == ARRAY:
             if len(value) != 2 or type(value[1]) is not int or not 0 <= value[1] < self.arrays:
                 raise ValueError("a reference to an array that does not exist")
-            return 1
-        if kind == REF:
+        elif kind in (NODE, LEAF):
+            _check_node(value)
+            below += value[2:]
+        elif kind == REF:
             # Only to what comes before: so there are no cycles.
             if len(value) != 2 or type(value[1]) is not int or not 0 <= value[1] < len(self.shared):
                 raise ValueError("a reference to a shared value that does not come before it")
             return self.shared[value[1]]
-        if kind in (ARRAYS, NAMED_ARRAYS):
+        elif kind in (ARRAYS, NAMED_ARRAYS):
             self._check_run(value)
             return 2
-        if kind in (NODE, LEAF):
-            _check_node(value)
+        elif kind == LIST:
+            below += value[1:]
         elif kind == ITEMS and len(value) % 2:
             for key in value[1::2]:
                 _check_key(key)
-        elif kind != LIST:
+            below += value[1:]
+        else:
             raise ValueError(f"a node of the kind {kind}")
-        return self._around(value)
+        return 1
 
     def _check_run(self, value: list[Value]) -> None:
         first, names = value[1] if len(value) > 1 else None, value[2:]
@@ -85,27 +107,13 @@ class _Grammar:
             count = names[0] if len(names) == 1 else None
         else:
             count = len(names)
-            if not set(map(type, names)) <= {str} or len(set(names)) < count:
+            if not set(map(type, names)) <= _STR or len(set(names)) < count:
                 raise ValueError("a run of arrays with a key that is no str, or occurs twice")
         if type(first) is not int or type(count) is not int or first < 0 or not 0 <= count <= self.arrays - first:
             raise ValueError("a run of arrays that do not exist")
         self.in_runs += count
         if self.in_runs > self.arrays:  # a few bytes must not stand for any number of leaves
             raise ValueError("runs of arrays that have arrays in common")
-
-    def _around(self, items: Iterable[Value]) -> int:
-        deepest, arrays = 0, self.arrays
-        for item in items:
-            kind = type(item)
-            if kind is list and len(item) == 2 and item[0] is ARRAY and type(item[1]) is int and 0 <= item[1] < arrays:
-                deepest = deepest or 1  # most leaves of most trees: what `levels` says of them, without calling it
-            elif kind is list or kind is dict:
-                levels = self.levels(item)
-                if levels > deepest:
-                    deepest = levels
-        if deepest >= _MAX_LEVELS:
-            raise ValueError(f"it nests deeper than {_MAX_LEVELS} levels")
-        return deepest + 1
 
 
 def _check_key(value: Value) -> None:

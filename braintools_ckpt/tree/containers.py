@@ -89,8 +89,10 @@ def plan_elements(targets: list[Any], elements: list[Value], path: LinkedPath, m
             expected=str(len(targets)),
             found=str(len(elements)),
         )
-    plans = [merger.plan(t, v, (path, i)) for i, (t, v) in enumerate(zip(targets, elements, strict=False))]
-    plans.extend(merger.keep(target) for target in targets[len(elements) :])
+    common = min(len(targets), len(elements))
+    paths: list[LinkedPath] = [(path, i) for i in range(common)]
+    plans = merger.plan_many(targets[:common], elements[:common], paths)
+    plans.extend(merger.keep(target) for target in targets[common:])
     return plans
 
 
@@ -105,24 +107,32 @@ def plan_fields(
 
     ``step`` turns a key into the step of a path that messages name.
     """
-    if step is None and targets.keys() == items.keys():  # as nearly always
-        return [(key, merger.plan(target, items[key], (path, key))) for key, target in targets.items()]
+    names: Mapping[Any, Any] | None = None  # the file's keys, as nearly always, are the target's
+    found = list(targets.items())
+    if targets.keys() != items.keys():
+        names = _names(targets, items, path, merger)
+        found = [(key, target) for key, target in found if key in names]
+    values = [items[names[key] if names else key] for key, _ in found]
+    paths: list[LinkedPath] = [(path, step(key) if step else key) for key, _ in found]
+    plans = merger.plan_many([target for _, target in found], values, paths)
+    planned = [(key, plan) for (key, _), plan in zip(found, plans, strict=True)]
+    if len(found) == len(targets):
+        return planned
+    known = dict(planned)
+    return [(key, known[key] if key in known else merger.keep(target)) for key, target in targets.items()]
+
+
+def _names(targets: Mapping[Any, Any], items: Mapping[Any, Value], path: LinkedPath, merger: Merger) -> dict[Any, Any]:
+    """Give the file's key for each key of the target that it has."""
     plain = all(type(key) is str for key in items)  # as state dicts are
-    names = {key: key if key in items else _name_in(items, key, plain) for key in targets}
-    missing = [key for key, name in names.items() if name is _MISSING]
-    if missing:
-        note_missing(missing, path, merger)
-    if len(targets) - len(missing) < len(items) and not merger.options.partial:
+    found = {key: key if key in items else _name_in(items, key, plain) for key in targets}
+    names = {key: name for key, name in found.items() if name is not _MISSING}
+    if len(names) < len(targets):
+        note_missing([key for key in targets if key not in names], path, merger)
+    if len(names) < len(items) and not merger.options.partial:
         known = set(names.values())
         note_unexpected([key for key in items if key not in known], path, merger)
-    plans: list[tuple[Any, Build]] = []
-    for key, target in targets.items():
-        name = names[key]
-        if name is _MISSING:
-            plans.append((key, merger.keep(target)))
-        else:
-            plans.append((key, merger.plan(target, items[name], (path, step(key) if step else key))))
-    return plans
+    return names
 
 
 def _name_in(items: Mapping[Any, Value], key: Any, plain: bool) -> Any:
@@ -192,12 +202,34 @@ class DictHandler(Handler):
             keys = list(target)  # which may be of a class of strings
             arrays = merger.plan_run(list(target.values()), value[1], keys, path)
             if arrays is not None:
-                return lambda: dict(zip(keys, arrays(), strict=True))
+                return partial(_dict, keys, arrays)
         items = as_items(mapping_state(value))
         if items is None:
             return container_mismatch(target, "a dict", value, path, merger)
         plans = plan_fields(target, items, path, merger)
         return lambda: {key: plan() for key, plan in plans}
+
+    def plan_many(
+        self, targets: list[Any], values: list[Value], paths: list[LinkedPath], merger: Merger
+    ) -> list[Build] | None:
+        """Plan dicts that have the same keys: key by key."""
+        keys = list(targets[0])
+        if any(type(value) is not dict or value.keys() != targets[0].keys() for value in values):
+            return None
+        if any(list(target) != keys for target in targets):
+            return None
+        columns: list[list[Build]] = []
+        for key in keys:
+            parts = [target[key] for target in targets], [value[key] for value in values]
+            column = merger.plan_alike(*parts, [(path, key) for path in paths])
+            if column is None:
+                return None
+            columns.append(column)
+        return [partial(_dict, keys, row) for row in zip(*columns, strict=True)]
+
+
+def _dict(keys: list[Any], plans: Iterable[Build]) -> dict[Any, Any]:
+    return {key: plan() for key, plan in zip(keys, plans, strict=True)}
 
 
 def mapping_state(value: Value) -> Value:
@@ -271,7 +303,7 @@ class ListHandler(Handler):
         if type(value) is list and value[0] == ARRAYS and value[2] == len(target):
             arrays = merger.plan_run(target, value[1], range(value[2]), path)
             if arrays is not None:
-                return arrays
+                return lambda: [plan() for plan in arrays]
         elements = as_elements(value)
         if elements is None:
             return container_mismatch(target, "a list", value, path, merger)
@@ -473,3 +505,8 @@ class _Split(Handler):
             value = value[2]
         handler = self._of(target)
         return handler.plan(target, value if handler is self._exact else written_out(value), path, merger)
+
+    def plan_many(
+        self, targets: list[Any], values: list[Value], paths: list[LinkedPath], merger: Merger
+    ) -> list[Build] | None:
+        return self._of(targets[0]).plan_many(targets, values, paths, merger)

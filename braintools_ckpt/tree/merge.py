@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress, repeat
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -51,13 +52,16 @@ from .encode import Trouble, encode
 from .locate import locate
 from .mismatch import MismatchKind, MismatchMode, MismatchReport
 from .quantities import QUANTITY
-from .registry import Registry
+from .registry import Handler, Registry
 from .requests import Build, Request, Requests, Together, Want, placed, plain_want
 from .transaction import Transaction, transaction
 
 UnitsMode: TypeAlias = Literal["exact", "convert"]
 ArraysMode: TypeAlias = Literal["saved", "numpy", "jax"]
 Array = np.ndarray[Any, Any]
+
+#: As many parts of one container are worth a try to plan them in one go.
+_MANY = 16
 
 
 @dataclass(frozen=True)
@@ -128,20 +132,65 @@ class Merger:
             self._plans[key] = (target, once(plan))  # the target is kept, so its id stays its own
         return self._plans[key][1]
 
-    def plan_run(
-        self, targets: list[Any], first: int, keys: Sequence[Any], path: LinkedPath
-    ) -> Callable[[], list[Any]] | None:
+    def plan_many(self, targets: list[Any], values: list[Value], paths: list[LinkedPath]) -> list[Build]:
+        """Check values against as many targets: in one go those of one type that all fit, the others one by one."""
+        if len(targets) < _MANY:
+            return list(map(self.plan, targets, values, paths))
+        quick = self._plan_by_type(targets, values, paths)
+        every = zip(quick, targets, values, paths, strict=False)
+        return [build or self.plan(target, value, path) for build, target, value, path in every]
+
+    def plan_alike(self, targets: list[Any], values: list[Value], paths: list[LinkedPath]) -> list[Build] | None:
+        """Check the values of objects that are planned in one go themselves; None if one of them does not fit.
+
+        Nothing is noted then, and they are to be planned one by one.
+        """
+        builds = self._plan_by_type(targets, values, paths)
+        return None if None in builds else builds  # type: ignore[return-value]
+
+    def _plan_by_type(self, targets: list[Any], values: list[Value], paths: list[LinkedPath]) -> list[Build | None]:
+        types = set(map(type, targets))
+        if len(types) == 1:  # as nearly always
+            return list(self._plan_of_one_type(targets, values, paths) or repeat(None, len(targets)))
+        builds: list[Build | None] = [None] * len(targets)
+        for ty in types:
+            chosen = [type(target) is ty for target in targets]
+            parts = (list(compress(objects, chosen)) for objects in (targets, values, paths))
+            made = self._plan_of_one_type(*parts)
+            for place, build in zip(compress(range(len(targets)), chosen), made or (), strict=False):
+                builds[place] = build
+        return builds
+
+    def _plan_of_one_type(self, targets: list[Any], values: list[Value], paths: list[LinkedPath]) -> list[Build] | None:
+        handler = self.registry.lookup(targets[0])
+        if handler is None or self.ratio != 1.0:
+            return None
+        if handler.atomic and all(type(value) is list and value[0] == ARRAY for value in values):
+            return self._plan_arrays(handler, targets, [value[1] for value in values], paths)
+        known = len(self.states)
+        builds = handler.plan_many(targets, values, paths, self)
+        while builds is None and len(self.states) > known:  # a part of the states: all are planned singly
+            self.states.popitem()
+        return builds
+
+    def _plan_arrays(
+        self, handler: Handler, targets: list[Any], indices: Sequence[int], paths: Iterable[LinkedPath]
+    ) -> list[Build] | None:
+        wants = handler.plain_arrays(targets, plain_want, targets=True)
+        if wants is None or len(set(indices)) < len(indices):
+            return None
+        return self._requests.add_many(indices, wants, targets, paths)
+
+    def plan_run(self, targets: list[Any], first: int, keys: Sequence[Any], path: LinkedPath) -> list[Build] | None:
         """Check a run of arrays against as many targets in one go.
 
         Only where all of them fit and nothing is special; else the result is None, and they are to be planned one by
         one.
         """
         handler = self.registry.lookup(targets[0]) if targets else None
-        indices = range(first, first + len(targets))
         if handler is None or self.ratio != 1.0 or len(set(map(type, targets))) > 1:
             return None
-        wants = handler.plain_arrays(targets, plain_want, targets=True)
-        return None if wants is None else self._requests.add_run(indices, wants, targets, keys, path)
+        return self._plan_arrays(handler, targets, range(first, first + len(targets)), zip(repeat(path), keys))
 
     def fits(self, index: int, target: Array) -> bool:
         """Tell whether an array of the file, as it is, is what a numpy target asks for, and nobody else's."""

@@ -85,6 +85,15 @@ class Handler:
         """
         return None
 
+    def plan_many(
+        self, targets: list[Any], values: list[Value], paths: list[LinkedPath], merger: Merger
+    ) -> list[Build] | None:
+        """Give what ``plan`` gives for each of many targets of one type; None if they are to be planned singly.
+
+        It must note no mismatch: those are for the long way.
+        """
+        return None
+
     def plain_arrays(self, objects: list[Any], make: MakeRow[T], *, targets: bool = False) -> list[T] | None:
         """Give ``make(dtype, shape, kind)`` of objects of one type if that says all about each of them, else None.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from itertools import repeat
 from typing import Any, NamedTuple, Self, TypeAlias
@@ -101,26 +101,28 @@ class Requests:
         """Plan to give an array as it is read; `fits` has to say so."""
         return partial(self._host.__getitem__, index)
 
-    def add_run(
-        self, indices: range, wants: list[Want], targets: list[Any], keys: Sequence[Any], path: LinkedPath
-    ) -> Callable[[], list[Any]] | None:
-        """Ask for arrays in a row, if each fits its target and was not asked for before; else give None."""
-        specs = self._specs[indices.start : indices.stop]
+    def add_many(
+        self, indices: Sequence[int], wants: list[Want], targets: list[Any], paths: Iterable[LinkedPath]
+    ) -> list[Build] | None:
+        """Ask for different arrays, if each fits its target and was not asked for before; else give None."""
+        specs = list(map(self._specs.__getitem__, indices))
         if not _fit(specs, wants):
             return None
-        if wants[0].kind == "numpy" and self._take_run(indices, specs, wants, targets):
-            return lambda: list(map(self._host.__getitem__, indices))
+        if wants[0].kind == "numpy" and self._take_many(indices, specs, wants, targets):
+            return list(map(partial, repeat(self._host.__getitem__), indices))
         known = list(zip(indices, map(id, targets), strict=True))
         if not (self._known.keys().isdisjoint(known) and self._taken.keys().isdisjoint(indices)):
             return None
         slots = range(len(self._asked), len(self._asked) + len(indices))
         self._belongs(slots)
-        self._asked += zip(indices, wants, zip(repeat(path), keys), targets, repeat(1.0))
-        builds = map(partial, repeat(self._results.__getitem__), slots)
+        self._asked += zip(indices, wants, paths, targets, repeat(1.0))
+        builds: list[Build] = list(map(partial, repeat(self._results.__getitem__), slots))
         self._known.update(zip(known, zip(targets, builds, repeat(1.0), slots), strict=False))
-        return lambda: self._results[slots.start : slots.stop]
+        return builds
 
-    def _take_run(self, indices: range, specs: Sequence[ArraySpec], wants: list[Want], targets: list[Array]) -> bool:
+    def _take_many(
+        self, indices: Sequence[int], specs: Sequence[ArraySpec], wants: list[Want], targets: list[Array]
+    ) -> bool:
         if any(spec.dtype is not want.dtype for spec, want in zip(specs, wants, strict=True)):
             return False
         taken = self._taken
