@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from .errors import InvalidCheckpointPath as InvalidCheckpointPath
     from .errors import MismatchError as MismatchError
     from .errors import MissingLibraryError as MissingLibraryError
+    from .errors import PendingSaveError as PendingSaveError
     from .errors import PrecisionError as PrecisionError
     from .errors import RegistrationError as RegistrationError
     from .errors import SerializationError as SerializationError
     from .errors import UnsupportedVersionError as UnsupportedVersionError
+    from .in_loop import save_in_loop as save_in_loop
     from .tree.mismatch import Mismatch as Mismatch
 
 _HOMES = {
@@ -62,11 +64,13 @@ _HOMES = {
         "InvalidCheckpointPath",
         "MismatchError",
         "MissingLibraryError",
+        "PendingSaveError",
         "PrecisionError",
         "RegistrationError",
         "SerializationError",
         "UnsupportedVersionError",
     ),
+    "in_loop": ("save_in_loop",),
     "tree.mismatch": ("Mismatch",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

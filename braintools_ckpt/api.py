@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, get_args
 
 from .document import Document, LiveArrays
@@ -15,14 +17,16 @@ from .format import codec, legacy, reader, writer
 from .storage.local import atomic_write
 from .storage.sinks import BytesSink, Sink, StreamSink
 from .storage.sources import BufferSource, Source, open_source
+from .storage.turns import InTurn, place_of, settle
 from .tree import registry
 from .tree.decode import decode_metadata
-from .tree.encode import encode
+from .tree.encode import encode, encode_metadata
 from .tree.locate import locate
 from .tree.merge import ArraysMode, Options, UnitsMode, load_plain, merge
 from .tree.mismatch import MismatchMode, check_mode
 from .tree.registration import msgpack_register_serialization, serializable
 from .tree.rename import Rename, rename
+from .tree.snapshot import take_snapshot
 from .tree.state_dict import to_state_dict
 from .walking import walking
 
@@ -61,7 +65,7 @@ def msgpack_save(
     overwrite : bool, default True
         Replace an existing file.
     async_manager : AsyncManager, optional
-        Write in the background. The values saved are those of the moment of the call.
+        Write in the background. The values saved are those of the moment of the call; loads of the file wait.
     verbose : bool, default False
         Print where the checkpoint goes.
     metadata : mapping, optional
@@ -81,12 +85,14 @@ def msgpack_save(
     Returns
     -------
     str
-        The file's name.
+        The file's name; ``''`` if the ``async_manager`` has left the save out, as it was told to.
 
     Raises
     ------
     AlreadyExistsError
         If the file exists and ``overwrite`` is false.
+    PendingSaveError
+        If the ``async_manager`` has no room for another save, and was told to raise.
     SerializationError
         If something in the tree cannot be saved; the message names its path, and nothing is written.
     HandlerError
@@ -114,26 +120,26 @@ def msgpack_save(
     """
     _check_form(format, metadata, compression)
     name = _local_name(filename, "write", "wb")
-    if async_manager is not None and (isinstance(async_manager, type) or not hasattr(async_manager, "save_async")):
-        raise TypeError(f"async_manager must be an AsyncManager object, got {async_manager!r}.")
+    if async_manager is not None and not _has_room(async_manager):
+        return ""
     if verbose:
         print(f"Saving checkpoint into {name or filename}")
-    if async_manager is not None:
-        async_manager.wait_previous_save()
     if name is not None and not overwrite and os.path.lexists(name):
         raise AlreadyExistsError(name)
     with walking():
-        put, size = _prepared(target, metadata, format, compression, snapshot=async_manager is not None)
-
-    def task() -> None:
-        with _opened(filename, name, overwrite, durable, progress, size) as sink:
-            put(sink)
-
+        put, nbytes = _prepared(target, metadata, format, compression, snapshot=async_manager is not None)
+    shown = name or str(getattr(filename, "name", filename))
+    # By then the program may be in another directory.
+    path = os.path.abspath(name) if name and async_manager else name
+    # No closure: an error would keep it, and all that is to be saved with it.
+    size = nbytes if format == "v1" and compression is None else None  # of others it is not known
+    write = functools.partial(_write, put, filename, path, overwrite, durable, progress, size)
+    save = InTurn(write, _place(filename, path), path=shown, nbytes=nbytes)
     if async_manager is None:
-        task()
+        save()
     else:
-        async_manager.save_async(task)
-    return name or str(getattr(filename, "name", filename))
+        async_manager.save_async(save)
+    return shown
 
 
 def msgpack_load(
@@ -233,7 +239,7 @@ def msgpack_load(
     _local_name(filename, "read", "rb")
     if verbose:
         print(f"Loading checkpoint from {filename}")
-    with open_source(filename) as source:
+    with settled_source(filename) as source:
         _check_size(source, max_size)
         with _progress(progress, "loading", source.size) as on_bytes, walking():
             how = {"verify": verify, "mmap": mmap, "parallel": parallel}
@@ -423,6 +429,13 @@ def _load(
     return load_document(document, target, options, rename=rename, raw=raw)
 
 
+def settled_source(file: File) -> Source:
+    """Open a file when all saves to it that this process has begun have ended."""
+    if isinstance(file, (str, os.PathLike)):
+        settle(os.fspath(file))
+    return open_source(file)
+
+
 def open_document(source: Source, *, verify: bool = True, mmap: bool = False, parallel: bool = True) -> Document:
     """Make a document of a file of any known format."""
     if reader.is_checkpoint(source):
@@ -470,33 +483,55 @@ def _prepared(
     compression: Compression | None,
     *,
     snapshot: bool = False,
-) -> tuple[Callable[[Sink], None], int | None]:
-    """Do all of a save that can fail but the writing; give what writes, and how many bytes that will be, if known.
+) -> tuple[Callable[[Sink], None], int]:
+    """Do all of a save that can fail but the writing; give what writes, and how many bytes its arrays have.
 
     A function of its own, so that the document is gone when the caller lets the garbage collector in again.
     """
-    document = encode(target, registry, metadata=metadata)
+    document = target if isinstance(target, Document) else encode(target, registry)
+    if metadata is not None:
+        document.metadata = encode_metadata(metadata, registry)
     live = document.arrays
     assert isinstance(live, LiveArrays)
     if snapshot:
-        live.snapshot()
+        take_snapshot(live, registry)
     if form == "v1":
         prepared = writer.Writer(document, compress=compression is not None)
-        return prepared.write, prepared.nbytes if compression is None else None
+        return prepared.write, prepared.nbytes
     state = to_state_dict(document, registry, live.host)
-    return lambda sink: legacy.write_state_dict(state, sink), None
+    return functools.partial(legacy.write_state_dict, state), sum(spec.nbytes for spec in live.specs)
 
 
-@contextlib.contextmanager
-def _opened(
-    file: File, name: str | None, overwrite: bool, durable: bool, progress: bool, size: int | None
-) -> Iterator[Sink]:
+def _has_room(manager: Any) -> bool:
+    """See that a manager, which may be that of another library, can take one more save; False if it skips it."""
+    if isinstance(manager, type) or not hasattr(manager, "save_async"):
+        raise TypeError(f"async_manager must be an AsyncManager object, got {manager!r}.")
+    if hasattr(manager, "make_room"):
+        return bool(manager.make_room())
+    manager.wait_previous_save()
+    return True
+
+
+def _place(file: File, path: str | None) -> Hashable:
+    """Give what only one save at a time may write to."""
+    return ("file object", id(file)) if path is None else place_of(path)
+
+
+def _write(
+    put: Callable[[Sink], None],
+    file: File,
+    path: str | None,
+    overwrite: bool,
+    durable: bool,
+    progress: bool,
+    size: int | None,
+) -> None:
     with _progress(progress, "saving", size) as on_bytes:
-        if name is None:
-            yield StreamSink(file, on_bytes=on_bytes)  # type: ignore[arg-type]
+        if path is None:
+            put(StreamSink(file, on_bytes=on_bytes))  # type: ignore[arg-type]
         else:
-            with atomic_write(name, overwrite=overwrite, durable=durable, on_bytes=on_bytes) as sink:
-                yield sink
+            with atomic_write(path, overwrite=overwrite, durable=durable, on_bytes=on_bytes) as sink:
+                put(sink)
 
 
 @contextlib.contextmanager
@@ -507,7 +542,13 @@ def _progress(show: bool, what: str, size: int | None) -> Iterator[Callable[[int
     from tqdm import tqdm
 
     with tqdm(total=size, desc=what, unit="B", unit_scale=True, unit_divisor=1024) as bar:
-        yield lambda n: (bar.update(n), None)[1]
+
+        def advance(nbytes: float) -> None:
+            bar.update(min(nbytes, inf if size is None else size - bar.n))  # header and index are not in the size
+
+        yield advance
+        if size is not None:  # what was not needed need not be read
+            advance(size)
 
 
 def _counting(source: Source, on_bytes: Callable[[int], None] | None) -> Source:

@@ -11,11 +11,10 @@ from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 
-from .api import load_document, make_options, open_document, read_metadata
+from .api import load_document, make_options, open_document, read_metadata, settled_source
 from .document import ARRAY, ARRAYS, LEAF, LIST, NODE, Document, Value
 from .errors import LinkedPath, format_array, format_key, format_path
 from .format.reader import StoredArrays
-from .storage.sources import open_source
 from .tree.merge import ArraysMode, Merger, Options, UnitsMode
 from .tree.mismatch import MismatchMode
 from .tree.paths import parse_path
@@ -327,7 +326,7 @@ def open_checkpoint(
     {'run': 'a'} ['layers/0/w', 'step'] float64[4, 2]
     7 [[1. 1.]]
     """
-    source = open_source(filename)
+    source = settled_source(filename)
     try:
         document = open_document(source, verify=verify, mmap=mmap)
     except BaseException:

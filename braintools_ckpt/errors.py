@@ -67,6 +67,10 @@ class MissingLibraryError(CheckpointError, ImportError):
     """A library that the checkpoint needs is not installed."""
 
 
+class PendingSaveError(CheckpointError, RuntimeError):
+    """As many saves as an ``AsyncManager`` allows have not ended."""
+
+
 class SerializationError(CheckpointError, TypeError, ValueError):
     """A value of the tree cannot be saved; nothing was written."""
 

@@ -31,7 +31,7 @@ LAYERS = [
     {"document"},
     {"tree", "format", "storage"},
     {"api"},
-    {"async_manager", "checkpoint", "manager", "distributed", "convert"},
+    {"async_manager", "checkpoint", "in_loop", "manager", "distributed", "convert"},
     {"cli"},
 ]
 #: Within the layer in the middle, these do not know each other at all; but the format is written through storage.
@@ -121,7 +121,7 @@ def points_down(item: Import) -> bool:
     if by == "adapters":
         return of in BELOW_ADAPTERS
     if of == "adapters":
-        return by == "tree" and item.where == "function"
+        return by in ("tree", "in_loop") and item.where == "function"
     if by == of:
         return True
     if layer(item.of) == layer(item.by):

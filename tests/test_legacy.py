@@ -157,7 +157,6 @@ def test_arrays_are_fresh_writable_and_not_tied_to_the_buffer():
     first[0] = 9
     assert second.tolist() == [0, 1, 2]
     assert document.arrays.read_part(1, slice(2, 4)).tolist() == [2, 3]
-    document.arrays.snapshot()
     assert document.arrays.host(1).tolist() == list(range(5000))
 
 
@@ -170,7 +169,6 @@ def test_split_arrays_are_one_entry_of_the_table(monkeypatch):
     assert array.flags.writeable
     assert document.arrays.host(1).tolist() == [[0, 1, 2], [3, 4, 5]]
     assert document.arrays.read_part(1, (0, 1)) == 1
-    document.arrays.snapshot()
     assert document.arrays.read([2])[0].tolist() == [0]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import io_callback
 
 from ..document import Kind, Value
 from ..errors import LinkedPath, SerializationError, format_array
@@ -84,6 +85,43 @@ class JaxArrayHandler(Handler):
         return merger.plan_array(target, Want(kind, target.dtype, target.shape, target.sharding), value, path)
 
 
+def hold(arrays: Sequence[Any]) -> list[Any]:
+    """Take of jax arrays what stays when they are deleted or donated, without waiting for any of them.
+
+    Returns
+    -------
+    list
+        Views of arrays that lie on a CPU, as jax then makes a copy where it would use their memory again. Of others a
+        copy is begun, into pinned memory of the host where the backend has it: that is a jax array, which becomes a
+        host array in time.
+    """
+    held = list(map(_view, arrays))
+    others = [index for index, view in enumerate(held) if view is None]
+    for index, copy in zip(others, _copies([arrays[index] for index in others]), strict=True):
+        held[index] = copy
+    return held
+
+
+def _view(array: Any) -> np.ndarray[Any, Any] | None:
+    if not array.is_ready():
+        return None
+    try:
+        return np.asarray(memoryview(array))
+    except (TypeError, ValueError, BufferError):
+        devices = array.sharding.device_set  # it is not here, or has a dtype that buffers do not know
+        return np.asarray(array) if len(devices) == 1 and next(iter(devices)).platform == "cpu" else None
+
+
+def _copies(arrays: list[Any]) -> list[Any]:
+    try:
+        shardings = [array.sharding.with_memory_kind("pinned_host") for array in arrays]
+        return list(jax.device_put(arrays, shardings))
+    except (ValueError, RuntimeError, NotImplementedError):  # the backend has none, or not enough
+        for array in arrays:
+            array.copy_to_host_async()
+        return [np.asarray(array) for array in arrays]
+
+
 class StructHandler(Handler):
     """``jax.ShapeDtypeStruct``: a template for an array that does not exist yet."""
 
@@ -105,11 +143,16 @@ class TracerHandler(Handler):
     """Values inside a function that jax is tracing."""
 
     def encode(self, tracer: Any, encoder: Encoder) -> Value:
-        """Refuse: there is no data."""
-        raise _trouble(
-            "Cannot save the traced value at path {}: inside jit, scan or grad it has no data yet. Save outside of the "
-            "transformed function."
-        )
+        """Refer to what will be there when the function runs; else refuse: there is no data."""
+        if not encoder.traced:
+            raise _trouble(
+                "Cannot save the traced value at path {}: inside jit, scan or grad it has no data yet. Save outside of "
+                "the transformed function, or with braintools_ckpt.save_in_loop."
+            )
+        dtype = tracer.dtype
+        if not isinstance(dtype, np.dtype):
+            return encoder.leaf("jax.key", encoder.encode(jax.random.key_data(tracer)), impl=_impl(tracer))
+        return encoder.array(dtype, tracer.shape, "jax_weak" if tracer.weak_type else "jax", tracer)
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Refuse likewise."""
@@ -118,6 +161,35 @@ class TracerHandler(Handler):
 
 def _trouble(text: str) -> Trouble:
     return Trouble(lambda path: SerializationError(text.format(path)))
+
+
+def every_so_often(step: Any, every: int, save: Callable[..., None], arrays: list[Any]) -> None:
+    """Call ``save(step, *arrays)`` with values of every so many steps, of a function that jax is tracing.
+
+    Nothing of the other steps leaves the device. The calls keep their order.
+    """
+    arrays = jax.lax.stop_gradient(arrays)  # a save is no part of what is differentiated
+    if not isinstance(step, jax.core.Tracer):
+        if int(step) % every == 0:
+            io_callback(save, None, np.asarray(step), *arrays, ordered=True)
+        return
+    jax.lax.cond(
+        step % every == 0,
+        lambda step, *arrays: io_callback(save, None, step, *arrays, ordered=True),
+        lambda step, *arrays: None,
+        jax.lax.stop_gradient(step),
+        *arrays,
+    )
+
+
+def finish_effects() -> None:
+    """Wait until all calls to Python of functions that are running have been made."""
+    jax.effects_barrier()
+
+
+def is_traced(array: Any) -> bool:
+    """Tell whether an array has no data yet, as a function is being traced."""
+    return isinstance(array, jax.core.Tracer)
 
 
 class KeyHandler(Handler):

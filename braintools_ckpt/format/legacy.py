@@ -94,9 +94,6 @@ class _FileArrays(LiveArrays):
     def objects(self, indices: Sequence[int]) -> list[Any]:
         return self.read(indices)
 
-    def snapshot(self) -> None:
-        """Do nothing: nobody can change these arrays."""
-
     def join(self, indices: list[int], shape: tuple[int, ...]) -> int:
         """Replace the last arrays of the table by the one that they are the pieces of."""
         pieces = [self.sources[index] for index in indices]

@@ -67,10 +67,15 @@ class Encoder:
         Write small arrays into the structure itself, as metadata needs it, instead of the array table.
     passthrough : bool
         Let objects without a handler stand in the array table as they are, for documents that are not written.
+    traced : bool
+        Let arrays that jax is tracing stand in the array table, for a document that is completed when they have data.
     """
 
-    def __init__(self, registry: Registry, *, inline: bool = False, passthrough: bool = False) -> None:
+    def __init__(
+        self, registry: Registry, *, inline: bool = False, passthrough: bool = False, traced: bool = False
+    ) -> None:
         self.registry = registry
+        self.traced = traced
         self._handlers = registry.known
         self._passthrough = passthrough
         self.arrays = LiveArrays()
@@ -355,7 +360,11 @@ def _is_flat_tuple(value: Value) -> bool:
 
 
 def encode(
-    target: Any, registry: Registry, *, metadata: Mapping[str, Any] | None = None, passthrough: bool = False
+    target: Any,
+    registry: Registry,
+    *,
+    passthrough: bool = False,
+    traced: bool = False,
 ) -> Document:
     """Turn a tree into a document that refers to the tree's own arrays.
 
@@ -365,10 +374,10 @@ def encode(
         What to save. It is not changed.
     registry : Registry
         Where handlers are looked up.
-    metadata : mapping, optional
-        The user's metadata: string keys, any values that can be saved, arrays only while they are small.
     passthrough : bool
         Let objects without a handler stand for themselves, in a document that is not written.
+    traced : bool
+        Let arrays that jax is tracing stand for the data that they will have.
 
     Returns
     -------
@@ -382,12 +391,9 @@ def encode(
     HandlerError
         If a registered handler failed.
     """
-    encoder = Encoder(registry, passthrough=passthrough)
+    encoder = Encoder(registry, passthrough=passthrough, traced=traced)
     structure, shared = _run(encoder, target)
-    document = Document(structure, encoder.arrays, shared)
-    if metadata is not None:
-        document.metadata = encode_metadata(metadata, registry)
-    return document
+    return Document(structure, encoder.arrays, shared)
 
 
 def encode_metadata(metadata: Mapping[str, Any], registry: Registry) -> dict[str, Value]:
