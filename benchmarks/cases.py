@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -81,6 +82,34 @@ def _save_async(peer: Peer, scene: Scene) -> None:
     wait()
 
 
+def _loop(peer: Peer, scene: Scene) -> None:
+    """Run a compiled loop alone, and while a save is written."""
+    import jax
+    import jax.numpy as jnp
+
+    step = jax.jit(lambda x: jnp.sin(x) * jnp.exp(-x * x) + 0.5)
+    step(jnp.ones(100_000)).block_until_ready()
+    end = time.perf_counter() + 1
+    alone = _pace(step, lambda: time.perf_counter() > end)
+    wait = peer.save_async(scene)
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    scene.marks["slower"] = _pace(step, lambda: not waiting.is_alive()) / alone
+    waiting.join()
+
+
+def _pace(step: Callable[[Any], Any], is_over: Callable[[], bool]) -> float:
+    """Give the seconds of a step."""
+    import jax.numpy as jnp
+
+    x = jnp.ones(100_000)
+    count, start = 0, time.perf_counter()
+    while count == 0 or not is_over():
+        x = step(x).block_until_ready()
+        count += 1
+    return (time.perf_counter() - start) / count
+
+
 def _load_jax(peer: Peer, scene: Scene) -> Any:
     import jax
 
@@ -119,6 +148,7 @@ CASES = {
         Case("load_leaf", "load one leaf", None, lambda peer, scene: peer.load_leaf(scene), "leaf"),
         Case("open_list", "open and list", None, lambda peer, scene: peer.open_list(scene)),
         Case("save_async", "async save", "tree", _save_async, memory="async save"),
+        Case("loop", "a loop beside an async save", "tree", _loop),
         # Not measured unless asked for: `--cases +save_compressed`.
         Case(
             "save_compressed",

@@ -32,7 +32,7 @@ class Limit(Peer):
         self._places = _places(scene.specs)
         self._small = sum(place.nbytes for place in self._places.values()) < _SMALL * len(self._places)
         self._puts = self._small and scene.tree.kind != "numpy" and case in ("load_jax", "load_free")
-        if scene.live is not None and case.startswith("save"):
+        if scene.live is not None and (case.startswith("save") or case == "loop"):
             scene.ready = _buffers([_host(leaf) for leaf in scene.live.values()], many=self._small)
         elif self._puts:
             scene.ready = list(scene.tree.host(scene.specs).values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -197,6 +198,17 @@ class Flax(Peer):
         from flax import serialization
 
         scene.out.write_bytes(serialization.to_bytes(scene.live))
+
+    def save_async(self, scene: Scene) -> Callable[[], None]:
+        """Save in a thread, as users do who do not know that what changes meanwhile is written changed."""
+
+        def task() -> None:
+            self.write(scene)
+            sync(scene.out)
+
+        thread = threading.Thread(target=task)
+        thread.start()
+        return thread.join
 
     def load_numpy(self, scene: Scene) -> Any:
         from flax import serialization

@@ -20,11 +20,14 @@ braintools_ckpt. A dash is explained below its table; ¹ marks what was so slow 
 
 - *limit*: what the machine needs for the same bytes. Save: plain `write` from where the arrays lie. Load: `pread` by
   one thread into fresh memory; for small jax leaves, `jax.device_put` of the arrays alone. mmap: a view for each leaf.
-  Async, numpy: a memcpy. Nothing about the arrays is recorded.
+  Async, numpy: a memcpy. Nothing about the arrays is recorded. flax has no async save of its own: it is a thread, and
+  what changes meanwhile is written changed.
 - *durable save*: the file, and the folder that names it, are on the disk. For libraries that do not wait for the disk,
   the benchmark syncs, and counts it; so it does for async saves in total. Orbax always waits.
 - *load, jax template*: the result holds jax arrays. Libraries that give numpy arrays are followed by one
   `jax.device_put` of all of them, counted. braintools_ckpt (xxh3) and numpy.savez (CRC-32) check what they read.
+- *a loop beside an async save*: how many times as long a step of a compiled loop (100,000 floats) takes while the save
+  is written, blocking not counted.
 - *peak memory*: resident pages above what was there before, the result included, and pages of mapped files, too.
 """
 

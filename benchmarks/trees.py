@@ -243,6 +243,7 @@ TREES = {
         Tree("bf16", "a transformer of 288 bfloat16 leaves (jax)", "jax", "bytes", GIB, _transformer, "block_12.k"),
         Tree("jax20k", "small leaves (jax)", "jax", "leaves", 20_000, _small),
         Tree("numpy100k", "small leaves (numpy)", "numpy", "leaves", 100_000, _small),
+        Tree("numpy8", "8 large float32 leaves (numpy)", "numpy", "bytes", GIB, _eight),
         Tree("simulation", "a brainstate simulation: States with units", "state", "leaves", 2_000, _simulation),
         Tree(
             "model",

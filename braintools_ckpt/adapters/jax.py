@@ -102,11 +102,11 @@ def hold(arrays: Sequence[Any]) -> list[Any]:
     return held
 
 
-def _view(array: Any) -> np.ndarray[Any, Any] | None:
+def _view(array: Any) -> Any | None:
     if not array.is_ready():
         return None
     try:
-        return np.asarray(memoryview(array))
+        return memoryview(array)
     except (TypeError, ValueError, BufferError):
         devices = array.sharding.device_set  # it is not here, or has a dtype that buffers do not know
         return np.asarray(array) if len(devices) == 1 and next(iter(devices)).platform == "cpu" else None

@@ -29,6 +29,8 @@ def take_snapshot(arrays: LiveArrays, registry: Registry) -> None:
         # First: copies from devices are on their way while those of numpy arrays are made.
         for index, held in zip(elsewhere, hold([sources[index] for index in elsewhere]), strict=True):
             sources[index] = held
+    if len(elsewhere) == len(sources):
+        return
     here = sorted(set(range(len(sources))).difference(elsewhere))
     for index, copy in zip(here, _copies([sources[index] for index in here]), strict=True):
         sources[index] = copy
