@@ -12,3 +12,8 @@ settings.register_profile(
 )
 settings.register_profile("long", settings.get_profile("suite"), max_examples=3000)
 settings.load_profile("suite")
+
+
+def pytest_addoption(parser):
+    """Let the harnesses run longer than the suite does."""
+    parser.addoption("--kills", type=int, default=3, help="how often a simulation is killed (tests/test_resume.py)")
