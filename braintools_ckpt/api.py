@@ -120,26 +120,27 @@ def msgpack_save(
     """
     _check_form(format, metadata, compression)
     name = _local_name(filename, "write", "wb")
-    if async_manager is not None and not _has_room(async_manager):
-        return ""
+    slot = None
+    if async_manager is not None:
+        slot = _reserved(async_manager)
+        if slot is None:
+            return ""
     if verbose:
         print(f"Saving checkpoint into {name or filename}")
-    if name is not None and not overwrite and os.path.lexists(name):
-        raise AlreadyExistsError(name)
-    with walking():
-        put, nbytes = _prepared(target, metadata, format, compression, snapshot=async_manager is not None)
-    shown = name or str(getattr(filename, "name", filename))
-    # By then the program may be in another directory.
-    path = os.path.abspath(name) if name and async_manager else name
-    # No closure: an error would keep it, and all that is to be saved with it.
-    size = nbytes if format == "v1" and compression is None else None  # of others it is not known
-    write = functools.partial(_write, put, filename, path, overwrite, durable, progress, size)
-    save = InTurn(write, _place(filename, path), path=shown, nbytes=nbytes)
+    try:
+        # In a function: what the save holds must not be kept by this frame, and so by the error of an earlier save.
+        save = _prepared_save(
+            filename, name, target, overwrite, metadata, format, compression, durable, progress, slot, async_manager
+        )
+    except BaseException:
+        if slot:
+            async_manager.release(slot)  # type: ignore[union-attr]
+        raise
     if async_manager is None:
         save()
     else:
         async_manager.save_async(save)
-    return shown
+    return name or str(getattr(filename, "name", filename))
 
 
 def msgpack_load(
@@ -476,6 +477,31 @@ def read_metadata(document: Document) -> dict[str, Any]:
     return decode_metadata(document.metadata, registry)
 
 
+def _prepared_save(
+    filename: File,
+    name: str | None,
+    target: Any,
+    overwrite: bool,
+    metadata: Mapping[str, Any] | None,
+    format: Format,
+    compression: Compression | None,
+    durable: bool,
+    progress: bool,
+    slot: Any,
+    async_manager: AsyncManager | None,
+) -> InTurn:
+    if name is not None and not overwrite and os.path.lexists(name):
+        raise AlreadyExistsError(name)
+    with walking():
+        put, nbytes = _prepared(target, metadata, format, compression, snapshot=async_manager is not None)
+    shown = name or str(getattr(filename, "name", filename))
+    # By then the program may be in another directory.
+    path = os.path.abspath(name) if name and async_manager else name
+    size = nbytes if format == "v1" and compression is None else None  # of others it is not known
+    write = functools.partial(_write, put, filename, path, overwrite, durable, progress, size)
+    return InTurn(write, _place(filename, path), path=shown, nbytes=nbytes, slot=slot or None)
+
+
 def _prepared(
     target: Any,
     metadata: Mapping[str, Any] | None,
@@ -502,14 +528,26 @@ def _prepared(
     return functools.partial(legacy.write_state_dict, state), sum(spec.nbytes for spec in live.specs)
 
 
-def _has_room(manager: Any) -> bool:
-    """See that a manager, which may be that of another library, can take one more save; False if it skips it."""
+def _reserved(manager: Any) -> Any:
+    """Reserve room for a save with a manager: None if it leaves the save out, False if it knows no such thing."""
+    _check_manager(manager)
+    if hasattr(manager, "reserve"):
+        return manager.reserve()
+    manager.wait_previous_save()  # that of another library
+    return False
+
+
+def _check_manager(manager: Any) -> None:
     if isinstance(manager, type) or not hasattr(manager, "save_async"):
         raise TypeError(f"async_manager must be an AsyncManager object, got {manager!r}.")
-    if hasattr(manager, "make_room"):
-        return bool(manager.make_room())
-    manager.wait_previous_save()
-    return True
+
+
+def check_save(filename: File, format_: Any, metadata: Any, compression: Any, manager: Any) -> None:
+    """Check the arguments of a save before there is anything to save."""
+    _check_form(format_, metadata, compression)
+    _local_name(filename, "write", "wb")
+    if manager is not None:
+        _check_manager(manager)
 
 
 def _place(file: File, path: str | None) -> Hashable:

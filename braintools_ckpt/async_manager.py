@@ -7,6 +7,7 @@ task of all the rest. Here tasks are run by threads, so many at a time, and noth
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -18,14 +19,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, get_args
 
+import numpy as np
+
 from .errors import PendingSaveError
-from .storage.turns import InTurn
+from .storage.turns import InTurn, in_background
 
 OnFull: TypeAlias = Literal["wait", "skip", "raise"]
 
 _log = logging.getLogger("braintools_ckpt")
 #: So that tasks are handed to threads in the order of the turns that they have taken, over all managers.
-_handing_over = threading.Lock()
+_handing_over = threading.RLock()
+_here = threading.local()
+#: Seconds after which a wait looks again: what is given up by being forgotten wakes nobody.
+_NAP = 1.0
 
 
 class SaveFuture(Future[Any]):
@@ -39,10 +45,12 @@ class SaveFuture(Future[Any]):
         Size of the arrays that are held until it is there.
     """
 
-    def __init__(self, path: str | None = None, nbytes: int = 0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.path = path
-        self.nbytes = nbytes
+        self.path: str | None = None
+        self.nbytes = 0
+        #: The thread that cannot wait for the save: it has still to hand it over, or is doing it.
+        self.owner: int | None = threading.get_ident()
         self._is_taken = False
 
     def take(self) -> bool:
@@ -76,8 +84,8 @@ class AsyncManager:
 
     What fails in the background is raised once: at the next save (which is done nevertheless), at
     :meth:`wait_previous_save` or at :meth:`close`, with a note that names the checkpoint. If none of these comes any
-    more, it is reported when the interpreter exits, and the exit code is 120. Saves that are pending then are finished
-    first.
+    more, it is reported when the interpreter exits, and the exit code is 120, whatever else it would be (a child
+    process that multiprocessing has forked only logs it). Saves that are pending then are finished first.
 
     Parameters
     ----------
@@ -111,7 +119,7 @@ class AsyncManager:
 
     def __init__(self, max_workers: int = 1, *, max_pending: int = 1, on_full: OnFull = "wait") -> None:
         for name, number in (("max_workers", max_workers), ("max_pending", max_pending)):
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or number < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}.")
         if on_full not in get_args(OnFull):
             raise ValueError(f"on_full must be one of {', '.join(map(repr, get_args(OnFull)))}, got {on_full!r}.")
@@ -120,7 +128,6 @@ class AsyncManager:
         self.on_full = on_full
         self.skipped = 0
         self._closed = False
-        self._arrivals: list[Callable[[], object]] = []
         self._start()
         _managers.add(self)
 
@@ -128,12 +135,17 @@ class AsyncManager:
         self.save_future: SaveFuture | None = None
         self.executor = ThreadPoolExecutor(self.max_workers, thread_name_prefix="braintools_ckpt")
         self._changed = threading.Condition()
-        self._pending: set[SaveFuture] = set()
+        # Weakly, so that what Ctrl-C lets nobody hand over is not waited for; the others are held by the executor.
+        self._pending: weakref.WeakSet[SaveFuture] = weakref.WeakSet()
         self._failed: list[SaveFuture] = []
+        self._barriers: list[Callable[[], object]] = []
 
     def __repr__(self) -> str:
         held = f"{self.pending} pending, {self.pending_bytes / 2**20:.1f} MiB held, {self.skipped} skipped"
         return f"<{type(self).__name__}: {held}{', closed' if self._closed else ''}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("An AsyncManager cannot be copied or pickled: its threads are of this process. Make a new one.")
 
     def __enter__(self) -> Self:
         return self
@@ -147,26 +159,36 @@ class AsyncManager:
         try:
             self.close()
         except Exception as failed:  # noqa: BLE001  (it must not hide the exception that is on its way)
-            error.add_note(f"Besides, a save in the background failed: {failed!r}")
+            text = "".join(traceback.format_exception_only(failed)).strip()
+            error.add_note(f"Besides, a save in the background failed: {text}")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the manager takes no more saves."""
+        return self._closed
 
     @property
     def pending(self) -> int:
         """Number of saves that have not ended."""
-        return len(self._pending)
+        return len(self._unfinished())
 
     @property
     def pending_bytes(self) -> int:
         """Bytes of the arrays that are held for saves that have not ended."""
-        with self._changed:
-            return sum(future.nbytes for future in self._pending)
+        return sum(future.nbytes for future in self._unfinished())
 
-    def make_room(self) -> bool:
-        """See that one more save may begin: wait, or do what ``on_full`` says.
+    def _unfinished(self) -> list[SaveFuture]:
+        with self._changed:
+            return [future for future in self._pending if not future.done()]
+
+    def reserve(self) -> SaveFuture | None:
+        """Reserve room for one more save: wait for it, or do what ``on_full`` says.
 
         Returns
         -------
-        bool
-            False if the save is to be left out.
+        SaveFuture or None
+            The save to be, which has to be handed over by :meth:`save_async` or given back by :meth:`release`; None if
+            it is to be left out.
 
         Raises
         ------
@@ -177,20 +199,44 @@ class AsyncManager:
         """
         with self._changed:
             self._check_open()
-            if len(self._pending) < self.max_pending:
-                return True
-            if self.on_full == "skip":
+            unfinished = self._unfinished()
+            if len(unfinished) >= self.max_pending and self.on_full == "skip":
                 self.skipped += 1
-                return False
-            if self.on_full == "raise":
-                paths = ", ".join(map(_name, self._pending))
+                self._raise_failures()
+                return None
+            if len(unfinished) >= self.max_pending and self.on_full == "raise":
                 raise PendingSaveError(
-                    f"Cannot save: {len(self._pending)} of {self.max_pending} saves in the background have not ended "
-                    f"({paths}). Save less often, or make the AsyncManager with on_full='wait' or a larger max_pending."
+                    f"Cannot save: {len(unfinished)} of {self.max_pending} saves in the background have not ended "
+                    f"({', '.join(map(_name, unfinished))}). Save less often, or make the AsyncManager with "
+                    "on_full='wait' or a larger max_pending."
                 )
-            self._changed.wait_for(lambda: len(self._pending) < self.max_pending)
+            while self._others() >= self.max_pending:
+                self._changed.wait(_NAP)
             self._check_open()
-            return True
+            future = SaveFuture()
+            self._pending.add(future)
+            return future
+
+    def _others(self) -> int:
+        """Count saves that this thread can wait for: not its own."""
+        me = threading.get_ident()
+        return sum(future.owner != me for future in self._unfinished())
+
+    def release(self, future: SaveFuture) -> None:
+        """Give back what was reserved.
+
+        Parameters
+        ----------
+        future : SaveFuture
+            What :meth:`reserve` gave.
+        """
+        future.cancel()
+        self._forget(future)
+
+    def _forget(self, future: SaveFuture) -> None:
+        with self._changed:
+            self._pending.discard(future)
+            self._changed.notify_all()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -202,8 +248,7 @@ class AsyncManager:
         Parameters
         ----------
         task : callable
-            A function of no arguments. Those that have no path (an attribute of the tasks of ``msgpack_save``) are run
-            one after the other.
+            A function of no arguments. Tasks of your own are run one after the other.
 
         Returns
         -------
@@ -220,58 +265,81 @@ class AsyncManager:
             What an earlier task raised, if nobody has seen it yet. This one is run nevertheless.
         """
         work = task if isinstance(task, InTurn) else InTurn(task, self)
-        with self._changed:
-            if not self.make_room():
-                return None
-            future = SaveFuture(work.path, work.nbytes)
-            self._pending.add(future)
-            self.save_future = future
-        self._hand_over(work, future)
-        self._raise_failures(future)
-        return future
-
-    def _hand_over(self, work: InTurn, future: SaveFuture) -> None:
+        future: SaveFuture | None = work.slot or self.reserve()
+        if future is None:
+            return None
+        future.path, future.nbytes = work.path, work.nbytes
+        self.save_future = future
         try:
-            with _handing_over:
-                work.take_turn()
-                self.executor.submit(self._run, work, future)
-        except RuntimeError as error:  # the executor was shut down, the interpreter ends, or there are too many threads
-            _log.warning("No thread takes the save of %s (%s): it is written now.", _name(future), error)
-            self._run(work, future)
+            handed_over = self._hand_over(work, future)
         except BaseException:  # Ctrl-C
             if future.take():
                 work.give_up()
-                self._end(future)
+                self.release(future)
             raise
+        if not handed_over:
+            self._run(work, future)
+        self._raise_failures(future)
+        return future
+
+    def _hand_over(self, work: InTurn, future: SaveFuture) -> bool:
+        """Give a save to a thread; False if none can have it, and it is to be written now."""
+        if getattr(_here, "hands_over", False):  # a signal handler's save, in the midst of another one
+            return False
+        try:
+            with _handing_over:
+                _here.hands_over = True
+                work.take_turn()
+                handed = self.executor.submit(self._work, work, future)
+                work.hand_over()
+                if future.owner == threading.get_ident():
+                    future.owner = None
+            # Whoever shuts the executor down and cancels what is in it, writes it.
+            handed.add_done_callback(lambda handed: self._work(work, future) if handed.cancelled() else None)
+        except RuntimeError as error:  # the executor was shut down, the interpreter ends, or there are too many threads
+            _log.warning("No thread takes the save of %s (%s): it is written now.", _name(future), error)
+            return False
+        finally:
+            _here.hands_over = False
+        return True
+
+    def _work(self, work: InTurn, future: SaveFuture) -> None:
+        """Do a save in a thread that nobody else's Ctrl-C or exit concerns."""
+        try:
+            self._run(work, future)
+        except BaseException as error:  # noqa: BLE001  (it is told where somebody asks)
+            _log.error("The save of %s in the background ended with %r", _name(future), error)
 
     def _run(self, work: InTurn, future: SaveFuture) -> None:
         if not future.take():
             return
-        if not future.set_running_or_notify_cancel():
-            work.give_up()
-            self._end(future)
-            return
         try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001  (it is raised where somebody asks)
-            error.add_note(f"This was in the background, in the save of {_name(future)}.")
-            # Its frames hold what was to be saved, this one as well.
-            traceback.clear_frames(error.__traceback__)
-            error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
-            _log.error("The save of %s in the background failed: %r", _name(future), error)
-            self._end(future, error)
-        else:
-            future.set_result(result)
-            self._end(future)
+            future.owner = threading.get_ident()
+            with in_background():
+                if not future.set_running_or_notify_cancel():
+                    work.give_up()
+                    return
+                try:
+                    result = work()
+                except BaseException as error:
+                    self._fail(future, error)
+                    if not isinstance(error, Exception):
+                        raise
+                else:
+                    future.set_result(result)
+        finally:
+            self._forget(future)
 
-    def _end(self, future: SaveFuture, error: BaseException | None = None) -> None:
+    def _fail(self, future: SaveFuture, error: BaseException) -> None:
+        _let_go(error)
+        # Ctrl-C and sys.exit() would end whoever asks.
+        told = error if isinstance(error, Exception) else RuntimeError(f"The save ended with {error!r}")
+        told.add_note(f"This was in the background, in the save of {_name(future)}.")
+        _log.error("The save of %s in the background failed: %r", _name(future), error)
         with self._changed:
-            self._pending.discard(future)
-            if error is not None:
-                self._failed.append(future)
-                _unseen.add(future)
-                future.set_exception(error)
-            self._changed.notify_all()
+            self._failed.append(future)
+            _unseen.add(future)
+        future.set_exception(told)
 
     def _raise_failures(self, begun: SaveFuture | None = None) -> None:
         with self._changed:
@@ -287,27 +355,20 @@ class AsyncManager:
             first.add_note(f"The save that was asked for now, of {_name(begun)}, goes on.")
         raise first
 
-    def before_waiting(self, arrive: Callable[[], object]) -> None:
+    def add_barrier(self, barrier: Callable[[], object]) -> None:
         """Call a function before each wait.
 
         Parameters
         ----------
-        arrive : callable
-            Of no arguments; it returns when all saves that are on their way to this manager have arrived.
+        barrier : callable
+            Of no arguments; it returns when saves that are on their way to this manager have arrived.
         """
-        if arrive not in self._arrivals:
-            self._arrivals.append(arrive)
+        if barrier not in self._barriers:
+            self._barriers.append(barrier)
 
     def wait_previous_save(self) -> None:
         """Wait until all saves have ended; raise what has failed, once."""
-        self._wait()
-        self._raise_failures()
-
-    def _wait(self) -> None:
-        for arrive in self._arrivals:
-            arrive()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._pending)
+        self._pass_barriers(self._wait)
 
     def close(self) -> None:
         """Wait for all saves and end the threads; then nothing can be saved any more.
@@ -317,18 +378,52 @@ class AsyncManager:
         Exception
             What failed in the background, if nobody has seen it yet.
         """
-        if not self._closed:
-            for arrive in self._arrivals:  # while there is still a place to arrive at
-                arrive()
+        self._pass_barriers(self._end)
+
+    def _pass_barriers(self, go_on: Callable[[], None]) -> None:
+        """Let arrive what is on its way; if that fails, as a loop did that saves, go on all the same."""
+        failed: Exception | None = None
+        for barrier in () if self._closed else self._barriers:
+            try:
+                barrier()
+            except Exception as error:  # noqa: BLE001  (raised below)
+                failed = failed or error
+        try:
+            go_on()
+            self._raise_failures()
+        except Exception as error:
+            if failed is not None:
+                error.add_note(f"Besides, a loop that saves has failed: {failed!r}")
+            raise
+        if failed is not None:
+            raise failed
+
+    def _wait(self) -> None:
+        with self._changed:
+            while self._others():
+                self._changed.wait(_NAP)
+
+    def _end(self) -> None:
         with self._changed:
             self._closed = True
-            self._changed.wait_for(lambda: not self._pending)
+        self._wait()
         self.executor.shutdown(wait=True)
-        self._raise_failures()
+
+
+def _let_go(error: BaseException) -> None:
+    """Take the values of an error's frames away: they hold what was to be saved."""
+    known: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in known:
+        known.add(id(found))
+        traceback.clear_frames(found.__traceback__)
+        found = found.__cause__ or found.__context__
+    if error.__traceback__ is not None:  # this frame, which is not at its end
+        error.__traceback__ = error.__traceback__.tb_next
 
 
 def _name(future: SaveFuture) -> str:
-    return future.path or "a task of your own"
+    return future.path or "a task without a path"
 
 
 _managers: weakref.WeakSet[AsyncManager] = weakref.WeakSet()
@@ -337,7 +432,7 @@ _managers: weakref.WeakSet[AsyncManager] = weakref.WeakSet()
 def _start_anew() -> None:
     """Leave what is pending to the parent process, where its threads are."""
     global _handing_over
-    _handing_over = threading.Lock()
+    _handing_over = threading.RLock()
     _unseen.clear()
     for manager in _managers:
         manager._start()
@@ -356,18 +451,30 @@ class _FailsToFlush:
 
     def flush(self) -> None:
         """Flush; at the very end, fail."""
-        self._stream.flush()
+        with contextlib.suppress(ValueError):  # it may be closed
+            self._stream.flush()
         if sys.is_finalizing():
-            raise RuntimeError("what was saved in the background is lost, see above")
+            raise RuntimeError("saves in the background failed, see above; so the exit code is 120")
+
+    def __repr__(self) -> str:
+        return "the end of the process"
 
 
 def _report_unseen() -> None:
     """Tell of saves whose failure nobody was told of, and see that the exit code says so."""
-    failed = list(_unseen)
-    for future in failed:
+    lost = 0
+    for manager in list(_managers):
+        for barrier in manager._barriers:
+            with contextlib.suppress(Exception):  # jax tells of it itself
+                barrier()
+        for future in manager._unfinished():  # Ctrl-C while the interpreter waited for it
+            print(f"\nThe save of {_name(future)} in the background was not finished.", file=sys.stderr)
+            lost += 1
+    for future in list(_unseen):
         print(f"\nThe save of {_name(future)} in the background failed, and nobody waited:", file=sys.stderr)
         traceback.print_exception(future.exception())
-    if failed:  # data that was not written is what Python has an exit code for, if it is its own streams'
+        lost += 1
+    if lost:  # data that was not written is what Python has an exit code for, if it is its own streams'
         sys.stdout = _FailsToFlush(sys.stdout or sys.stderr)
 
 

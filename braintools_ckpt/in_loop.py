@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .api import msgpack_save
+import numpy as np
+
+from .api import Compression, Format, check_save, msgpack_save
 from .document import Document, LiveArrays
 from .tree import registry
 from .tree.encode import encode
-from .tree.snapshot import take_snapshot
+
+if TYPE_CHECKING:
+    from .async_manager import AsyncManager
 
 
 def save_in_loop(
     destination: str | os.PathLike[str],
     every: int = 1000,
     *,
-    async_manager: Any = None,
+    overwrite: bool = True,
+    async_manager: AsyncManager | None = None,
     metadata: Mapping[str, Any] | None = None,
-    **options: Any,
+    format: Format = "v1",
+    compression: Compression | None = None,
+    durable: bool = True,
 ) -> Callable[[Any, Any], None]:
     """Make a function that saves a tree every so many steps, also inside of compiled loops.
 
@@ -37,11 +45,11 @@ def save_in_loop(
         Steps whose number can be divided by this are saved, so step 0 as well.
     async_manager : AsyncManager, optional
         Write in the background: the loop waits only while the values are copied. Waiting for the manager, and closing
-        it, then waits for the loop as well.
+        it, then waits for loops that the same thread has begun as well.
     metadata : mapping, optional
         As in :func:`msgpack_save`; the number of the step is added as ``'step'``.
-    **options
-        What else :func:`msgpack_save` takes.
+    overwrite, format, compression, durable
+        As in :func:`msgpack_save`.
 
     Returns
     -------
@@ -51,14 +59,24 @@ def save_in_loop(
     Raises
     ------
     ValueError
-        If ``every`` is not positive, or ``destination`` cannot be formatted.
+        If ``every`` is not positive, ``destination`` cannot be formatted, or an option is none.
+    TypeError
+        If ``destination`` is no path, ``every`` no whole number, or ``async_manager`` no manager; by the function that
+        is given, if the step is not one whole number.
+    SerializationError
+        By the function that is given, if the tree cannot be saved, or it is called inside of ``shard_map`` or ``pmap``.
 
     Notes
     -----
+    Save what a step returns rather than what it was given: jax has to copy, in every step, a value that is saved and
+    then updated in place.
+
     jax runs the calls in order, but may return from a loop before the last one has ended: ``jax.effects_barrier()``
-    waits for them. An error in a save is raised by jax, where the results of the loop are waited for. It cannot be
-    called under ``jax.vmap``, and where ``jax.grad`` goes through a ``scan`` jax drops all calls to Python without a
-    word: save outside of the function that is differentiated.
+    waits for them. An error in a save is raised by jax, as its own, where the results of the loop are waited for.
+
+    What jax does not trace has the value of when it was: a numpy array, and a ``State`` outside of brainstate's own
+    transformations. Under ``jax.vmap`` and ``jax.checkpoint`` jax refuses calls to Python, and where ``jax.grad`` goes
+    through a loop it drops them without a word: save outside of the function that is differentiated.
 
     Examples
     --------
@@ -78,33 +96,48 @@ def save_in_loop(
     >>> print(msgpack_load(os.path.join(folder, "200.ckpt"))["v"])
     35.5 mV
     """
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise ValueError(f"every must be a whole number of at least 1, got {every!r}.")
+    try:
+        every = operator.index(every)
+    except TypeError:
+        raise TypeError(f"every must be a whole number, got {every!r}.") from None
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}.")
     if not isinstance(destination, (str, os.PathLike)):
         raise TypeError(f"destination must be a path, got {type(destination).__name__}.")
-    pattern = os.fspath(destination)
+    check_save(destination, format, metadata, compression, async_manager)
+    pattern = os.path.abspath(destination)  # the program may go to another directory
     _path(pattern, 0)
-    described = options.get("format") != "flax"
 
     def put(step: int, tree: Any) -> None:
-        about = {**(metadata or {}), "step": step} if described else None
-        msgpack_save(_path(pattern, step), tree, async_manager=async_manager, metadata=about, **options)
+        msgpack_save(
+            _path(pattern, step),
+            tree,
+            overwrite,
+            # A loop that another thread has begun may outlive the manager.
+            None if getattr(async_manager, "closed", False) else async_manager,
+            metadata={**(metadata or {}), "step": step} if format == "v1" else None,
+            format=format,
+            compression=compression,
+            durable=durable,
+        )
 
     def save(step: Any, tree: Any) -> None:
         registry.activate("jax")
-        from .adapters.jax import every_so_often, finish_effects, is_traced
+        from .adapters.jax import every_so_often, finish_effects, is_traced, whole_number
 
+        step = whole_number(step)
         document = encode(tree, registry, traced=True)
         sources = document.arrays.sources  # type: ignore[attr-defined]
-        traced = [index for index, source in enumerate(sources) if is_traced(source)]
-        if not traced and not is_traced(step):
-            if int(step) % every == 0:
-                put(int(step), tree)
+        if not any(map(is_traced, [step, *sources])):
+            if step % every == 0:
+                put(step, tree)
             return
-        arrays = [sources[index] for index in traced]
-        completed = _completion(document, traced)
-        if hasattr(async_manager, "before_waiting"):
-            async_manager.before_waiting(finish_effects)
+        # All arrays of jax, also those that have their values: none is kept beyond the trace.
+        given = [index for index, source in enumerate(sources) if not isinstance(source, np.ndarray)]
+        arrays = [sources[index] for index in given]
+        completed = _completion(document, given)
+        if async_manager is not None and hasattr(async_manager, "add_barrier"):
+            async_manager.add_barrier(finish_effects)
         every_so_often(step, every, lambda step, *arrays: put(int(step), completed(arrays)), arrays)
 
     return save
@@ -120,22 +153,20 @@ def _path(pattern: str, step: int) -> str:
         ) from error
 
 
-def _completion(document: Document, traced: list[int]) -> Callable[[Sequence[Any]], Document]:
-    """Give a function that puts data into the places of arrays that were traced; the other arrays stay as they are."""
+def _completion(document: Document, given: list[int]) -> Callable[[Sequence[Any]], Document]:
+    """Give a function that puts arrays into their places in a document; the others are as they are now."""
     live = document.arrays
     assert isinstance(live, LiveArrays)
-    for index in traced:
-        live.sources[index] = None  # nothing of a trace may be kept longer than the trace
-    constants = LiveArrays()
-    others = sorted(set(range(len(live.sources))).difference(traced))
-    constants.extend([live.specs[index] for index in others], [live.sources[index] for index in others])
-    take_snapshot(constants, registry)
+    sources = [np.array(source) if isinstance(source, np.ndarray) else None for source in live.sources]
+    specs = live.specs
 
     def complete(arrays: Sequence[Any]) -> Document:
         whole = LiveArrays()
-        found: dict[int, Any] = dict(zip(others, constants.sources, strict=True))
-        found.update(zip(traced, arrays, strict=True))
-        whole.extend(live.specs, [found[index] for index in range(len(live.specs))])
+        whole.extend(specs, list(sources))
+        for index, array in zip(given, arrays, strict=True):
+            # On the host, and copied by whoever keeps it: the memory may be that of the running loop.
+            whole.sources[index] = np.asarray(array)
         return replace(document, arrays=whole)
 
+    document.arrays = LiveArrays()  # nothing of a trace may be kept longer than the trace
     return complete

@@ -300,8 +300,8 @@ def test_a_save_that_does_not_belong_there_says_what_does():
 @pytest.mark.parametrize(
     ("args", "error", "message"),
     [
-        (("x", 0), ValueError, "every must be a whole number of at least 1, got 0"),
-        (("x", 2.0), ValueError, "every must be a whole number"),
+        (("x", 0), ValueError, "every must be at least 1, got 0"),
+        (("x", 2.0), TypeError, "every must be a whole number, got 2.0"),
         (("{stop}", 2), ValueError, "The only name that may stand in braces is step"),
         (("{", 2), ValueError, "cannot be formatted"),
         ((5, 2), TypeError, "destination must be a path, got int"),

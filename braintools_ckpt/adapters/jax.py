@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -107,19 +109,26 @@ def _view(array: Any) -> Any | None:
         return None
     try:
         return memoryview(array)
-    except (TypeError, ValueError, BufferError):
-        devices = array.sharding.device_set  # it is not here, or has a dtype that buffers do not know
+    except (TypeError, ValueError, BufferError):  # it is not here, or has a dtype that buffers do not know
+        array = _one_of(array)
+        devices = array.sharding.device_set
         return np.asarray(array) if len(devices) == 1 and next(iter(devices)).platform == "cpu" else None
 
 
+def _one_of(array: Any) -> Any:
+    """Give the array on one device, if each has all of it."""
+    return array.addressable_data(0) if array.is_fully_replicated else array
+
+
 def _copies(arrays: list[Any]) -> list[Any]:
+    arrays = list(map(_one_of, arrays))
     try:
         shardings = [array.sharding.with_memory_kind("pinned_host") for array in arrays]
-        return list(jax.device_put(arrays, shardings))
+        return list(jax.device_put(arrays, shardings, may_alias=False))
     except (ValueError, RuntimeError, NotImplementedError):  # the backend has none, or not enough
         for array in arrays:
             array.copy_to_host_async()
-        return [np.asarray(array) for array in arrays]
+        return [np.array(array) for array in arrays]
 
 
 class StructHandler(Handler):
@@ -141,6 +150,8 @@ class StructHandler(Handler):
 
 class TracerHandler(Handler):
     """Values inside a function that jax is tracing."""
+
+    atomic = True
 
     def encode(self, tracer: Any, encoder: Encoder) -> Value:
         """Refer to what will be there when the function runs; else refuse: there is no data."""
@@ -168,18 +179,38 @@ def every_so_often(step: Any, every: int, save: Callable[..., None], arrays: lis
 
     Nothing of the other steps leaves the device. The calls keep their order.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.manual_axes:
+        raise SerializationError(
+            "Cannot save inside of jax.shard_map or jax.pmap: there, each device has only its part of an array. Save "
+            "outside of it, in the jit around it."
+        )
     arrays = jax.lax.stop_gradient(arrays)  # a save is no part of what is differentiated
     if not isinstance(step, jax.core.Tracer):
-        if int(step) % every == 0:
-            io_callback(save, None, np.asarray(step), *arrays, ordered=True)
+        if step % every == 0:
+            io_callback(partial(save, step), None, *arrays, ordered=True)
         return
+    if step.dtype.itemsize < 4:
+        step = step.astype(np.int32)
+    is_due = step % every == 0 if every <= np.iinfo(step.dtype).max else step == 0
     jax.lax.cond(
-        step % every == 0,
+        is_due,
         lambda step, *arrays: io_callback(save, None, step, *arrays, ordered=True),
         lambda step, *arrays: None,
-        jax.lax.stop_gradient(step),
+        step,
         *arrays,
     )
+
+
+def whole_number(step: Any) -> Any:
+    """Give a step as an int, or traced; refuse what is no whole number."""
+    if isinstance(step, jax.core.Tracer) and step.shape == () and np.issubdtype(step.dtype, np.integer):
+        return jax.lax.stop_gradient(step)
+    if not isinstance(step, (bool, jax.core.Tracer)):
+        with suppress(TypeError):
+            return operator.index(step)
+    what = f"{step.dtype}{list(step.shape)}" if hasattr(step, "shape") else repr(step)
+    raise TypeError(f"step must be one whole number, got {what}.")
 
 
 def finish_effects() -> None:

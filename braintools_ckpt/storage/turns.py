@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable
-from types import TracebackType
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-_lock = threading.Lock()
+#: Of a kind that a signal handler, which may save as well, can take once more.
+_lock = threading.RLock()
 #: The last turn that was taken for each place, while it is not over.
 _last: dict[Hashable, Turn] = {}
+#: Threads that work in the background.
+_workers: set[int] = set()
 
 
 def place_of(path: str) -> str:
@@ -19,42 +22,73 @@ def place_of(path: str) -> str:
 
 
 class Turn:
-    """A place in the line before one file, taken when it is made.
-
-    In a ``with`` block it is the turn's: all that came before is over. A turn that is never used has to be given up.
-    """
+    """A place in the line before one file."""
 
     def __init__(self, place: Hashable) -> None:
         self._place = place
+        self._before: Turn | None = None
         self._over = threading.Event()
-        self._thread: int | None = None
+        self._is_taken = False
+        self._has_begun = False
+        #: Who has to go on before this can be over; nobody while it waits for its thread.
+        self.thread: int | None = threading.get_ident()
+
+    def take(self) -> None:
+        """Get into the line, behind all others."""
         with _lock:
-            self._before = _last.get(place)
-            _last[place] = self
+            if not self._is_taken:
+                self._is_taken = True
+                self._before = _last.get(self._place)
+                _last[self._place] = self
 
-    def __enter__(self) -> None:
-        try:
-            _wait(self._before)
-        except BaseException:  # Ctrl-C
-            self.give_up()
-            raise
+    def begin(self) -> None:
+        """Wait until all that came before is over."""
+        with _lock:
+            self.thread, self._has_begun = threading.get_ident(), True
+        was_taken = self._is_taken
+        self.take()
+        _wait(self._before, was_taken)
         self._before = None
-        self._thread = threading.get_ident()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.give_up()
+    def hand_over(self) -> None:
+        """Note that another thread has got what the turn is for."""
+        with _lock:
+            if not self._has_begun:
+                self.thread = None
 
     def give_up(self) -> None:
         """Leave the line. Those behind still wait for those before."""
         with _lock:
+            self._over.set()
             if _last.get(self._place) is self:
-                if self._before is None or self._before._over.is_set():
+                before = next((turn for turn in self._behind_each_other() if not turn._over.is_set()), None)
+                if before is None:
                     del _last[self._place]
                 else:
-                    _last[self._place] = self._before
-        self._over.set()
+                    _last[self._place] = before
+
+    def _behind_each_other(self) -> Iterator[Turn]:
+        turn: Turn | None = self
+        while turn is not None:
+            yield turn
+            turn = turn._before
+
+
+def _wait(last: Turn | None, for_all: bool = False) -> None:
+    """Wait for a turn and those before it.
+
+    A thread that works in the background waits only for those that have begun, unless ``for_all``: the others may stand
+    behind its own task.
+    """
+    if last is None:
+        return
+    me = threading.get_ident()
+    turns = [turn for turn in last._behind_each_other() if not turn._over.is_set()]
+    # A signal handler that saves, within a save: what it has interrupted, and what waits for that, has to wait for it.
+    own = max((place for place, turn in enumerate(turns) if turn.thread == me), default=-1)
+    for turn in turns[own + 1 :]:
+        if for_all or turn._has_begun or me not in _workers:
+            turn._over.wait()
 
 
 class InTurn:
@@ -70,31 +104,58 @@ class InTurn:
         Where the task writes, for messages.
     nbytes : int
         Bytes of memory that are held for it.
+    slot : object
+        What a manager has reserved for it.
     """
 
-    def __init__(self, task: Callable[[], Any], place: Hashable, *, path: str | None = None, nbytes: int = 0) -> None:
+    def __init__(
+        self, task: Callable[[], Any], place: Hashable, *, path: str | None = None, nbytes: int = 0, slot: Any = None
+    ) -> None:
         self.path = path
         self.nbytes = nbytes
+        self.slot = slot
         self._task: Callable[[], Any] | None = task
-        self._place = place
-        self._turn: Turn | None = None
+        self._turn = Turn(place)
 
     def take_turn(self) -> None:
         """Get into the line now; else that is when the task is run."""
-        self._turn = Turn(self._place)
+        self._turn.take()
+
+    def hand_over(self) -> None:
+        """Note that another thread has got the task."""
+        self._turn.hand_over()
 
     def give_up(self) -> None:
         """Do not run the task any more."""
-        if self._turn is not None:
-            self._turn.give_up()
+        self._task = None
+        self._turn.give_up()
+
+    def __del__(self) -> None:
+        self._turn.give_up()  # Ctrl-C may come anywhere
 
     def __call__(self) -> Any:
         """Wait for the turn and run the task, once; what it holds is let go of with it."""
         task, self._task = self._task, None
         if task is None:
             raise RuntimeError("A task that waits for its turn can be run only once.")
-        with self._turn or Turn(self._place):
+        try:
+            self._turn.begin()
             return task()
+        finally:
+            self._turn.give_up()
+
+
+@contextmanager
+def in_background() -> Iterator[None]:
+    """Mark the thread as one that works in the background, during a block."""
+    me = threading.get_ident()
+    is_outermost = me not in _workers
+    _workers.add(me)
+    try:
+        yield
+    finally:
+        if is_outermost:
+            _workers.discard(me)
 
 
 def settle(path: str) -> None:
@@ -103,19 +164,12 @@ def settle(path: str) -> None:
         _wait(_last.get(place_of(path)))
 
 
-def _wait(turn: Turn | None) -> None:
-    while turn is not None:
-        if turn._thread == threading.get_ident():  # it is this very thread's: a signal handler's save, within a save
-            return
-        turn._over.wait()
-        turn = turn._before  # of one that was given up
-
-
 def _start_anew() -> None:
     """Forget the turns of the parent process: its threads go on there."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _last.clear()
+    _workers.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -49,9 +49,16 @@ def _copies(arrays: list[Any]) -> list[np.ndarray[Any, Any]]:
         for start in range(0, array.nbytes, _PIECE)
     ]
     if pieces:
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            list(pool.map(lambda piece: np.copyto(*piece), pieces))
+        try:
+            with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+                list(pool.map(_copy, pieces))
+        except RuntimeError:  # there are too many threads, or the interpreter ends
+            list(map(_copy, pieces))
     return copies
+
+
+def _copy(piece: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]) -> None:
+    np.copyto(*piece)
 
 
 def _flat(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
