@@ -136,6 +136,7 @@ def msgpack_save(
         if slot:
             async_manager.release(slot)  # type: ignore[union-attr]
         raise
+    del target  # for the same reason
     if async_manager is None:
         save()
     else:

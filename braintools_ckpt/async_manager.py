@@ -22,7 +22,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 import numpy as np
 
 from .errors import PendingSaveError
-from .storage.turns import InTurn, in_background
+from .storage.turns import InTurn, in_background, is_background
 
 OnFull: TypeAlias = Literal["wait", "skip", "raise"]
 
@@ -51,13 +51,13 @@ class SaveFuture(Future[Any]):
         self.nbytes = 0
         #: The thread that cannot wait for the save: it has still to hand it over, or is doing it.
         self.owner: int | None = threading.get_ident()
-        self._is_taken = False
+        self.work: InTurn | None = None
+        self.has_begun = self.has_ended = False
+        self._free = threading.Lock()
 
     def take(self) -> bool:
         """Tell whether the caller is the first who wants to run the save."""
-        with _handing_over:
-            first, self._is_taken = not self._is_taken, True
-        return first
+        return self._free.acquire(blocking=False)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait, and give what the save raised; it is not raised again by the manager."""
@@ -179,7 +179,7 @@ class AsyncManager:
 
     def _unfinished(self) -> list[SaveFuture]:
         with self._changed:
-            return [future for future in self._pending if not future.done()]
+            return [future for future in self._pending if not future.has_ended]
 
     def reserve(self) -> SaveFuture | None:
         """Reserve room for one more save: wait for it, or do what ``on_full`` says.
@@ -218,9 +218,12 @@ class AsyncManager:
             return future
 
     def _others(self) -> int:
-        """Count saves that this thread can wait for: not its own."""
+        """Count saves that this thread can wait for: not its own, nor what waits for those."""
+        unfinished = [future for future in self._unfinished() if not (future.work and future.work.turn.waits_for_own())]
+        if is_background():  # those that have not begun may stand behind it
+            unfinished = [future for future in unfinished if future.has_begun]
         me = threading.get_ident()
-        return sum(future.owner != me for future in self._unfinished())
+        return sum(future.owner != me for future in unfinished)
 
     def release(self, future: SaveFuture) -> None:
         """Give back what was reserved.
@@ -234,6 +237,7 @@ class AsyncManager:
         self._forget(future)
 
     def _forget(self, future: SaveFuture) -> None:
+        future.has_ended = True
         with self._changed:
             self._pending.discard(future)
             self._changed.notify_all()
@@ -268,7 +272,7 @@ class AsyncManager:
         future: SaveFuture | None = work.slot or self.reserve()
         if future is None:
             return None
-        future.path, future.nbytes = work.path, work.nbytes
+        future.path, future.nbytes, future.work = work.path, work.nbytes, work
         self.save_future = future
         try:
             handed_over = self._hand_over(work, future)
@@ -284,18 +288,17 @@ class AsyncManager:
 
     def _hand_over(self, work: InTurn, future: SaveFuture) -> bool:
         """Give a save to a thread; False if none can have it, and it is to be written now."""
-        if getattr(_here, "hands_over", False):  # a signal handler's save, in the midst of another one
-            return False
+        if getattr(_here, "hands_over", False) or work.turn.waits_for_own():
+            return False  # a signal handler's save, in the midst of another one
         try:
-            with _handing_over:
+            with _handing_over, in_background():  # a signal handler that comes now must not wait for it
                 _here.hands_over = True
-                work.take_turn()
+                work.turn.take()
+                work.turn.hand_over()
+                future.owner = None
                 handed = self.executor.submit(self._work, work, future)
-                work.hand_over()
-                if future.owner == threading.get_ident():
-                    future.owner = None
-            # Whoever shuts the executor down and cancels what is in it, writes it.
-            handed.add_done_callback(lambda handed: self._work(work, future) if handed.cancelled() else None)
+                # Whoever shuts the executor down and cancels what is in it, writes it.
+                handed.add_done_callback(lambda handed: self._work(work, future) if handed.cancelled() else None)
         except RuntimeError as error:  # the executor was shut down, the interpreter ends, or there are too many threads
             _log.warning("No thread takes the save of %s (%s): it is written now.", _name(future), error)
             return False
@@ -314,7 +317,7 @@ class AsyncManager:
         if not future.take():
             return
         try:
-            future.owner = threading.get_ident()
+            future.owner, future.has_begun = threading.get_ident(), True
             with in_background():
                 if not future.set_running_or_notify_cancel():
                     work.give_up()
@@ -328,6 +331,7 @@ class AsyncManager:
                 else:
                     future.set_result(result)
         finally:
+            future.work = None
             self._forget(future)
 
     def _fail(self, future: SaveFuture, error: BaseException) -> None:

@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 MAX_DEPTH = 400
 _CALLS_A_LEVEL = 8
 
-_lock = threading.Lock()
+#: A signal handler that saves may come at any moment, also while this is held.
+_lock = threading.RLock()
 _users = 0
 _limit = 0
 _collecting = False
@@ -47,12 +48,15 @@ def _enter() -> None:
 def _leave() -> None:
     global _users
     with _lock:
+        if _users == 1:
+            _put_back()
         _users -= 1
-        if _users:
-            return
-        if _collecting:
-            gc.enable()
-        if sys.getrecursionlimit() == _limit + MAX_DEPTH * _CALLS_A_LEVEL:
-            # This thread may itself be deeper than that by now: then the limit stays.
-            with suppress(RecursionError):
-                sys.setrecursionlimit(_limit)
+
+
+def _put_back() -> None:
+    if _collecting:
+        gc.enable()
+    if sys.getrecursionlimit() == _limit + MAX_DEPTH * _CALLS_A_LEVEL:
+        # This thread may itself be deeper than that by now: then the limit stays.
+        with suppress(RecursionError):
+            sys.setrecursionlimit(_limit)

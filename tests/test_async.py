@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy as copying
 import errno
 import gc
 import logging
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -43,7 +45,7 @@ def _all_is_seen():
     unseen = list(module._unseen)
     module._unseen.clear()
     assert not unseen
-    assert not turns._last
+    assert not turns._line
 
 
 class Gate(bt.AsyncManager):
@@ -843,3 +845,244 @@ def test_a_bar_of_bytes(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "loading" in shown
     assert "100%" in shown
+
+
+# What reviews found.
+
+
+def handled(code, tmp_path, **options):
+    """Run code in a process of its own, which must end soon."""
+    return run_python(
+        "import faulthandler; faulthandler.dump_traceback_later(60, exit=True)\n" + textwrap.dedent(code),
+        tmp_path,
+        **options,
+    )
+
+
+def test_signal_handlers_that_save_while_saves_are_under_way(tmp_path):
+    """Save on SIGTERM, at any moment, with the same manager and to the same path."""
+    code = """
+    import gc, os, signal, sys, time, numpy as np, braintools_ckpt as bt
+    folder, limit = sys.argv[1], sys.getrecursionlimit()
+    manager = bt.AsyncManager()
+    count = [0]
+    def handler(*_):
+        count[0] += 1
+        bt.msgpack_save(folder + "/x", {"i": -count[0]}, durable=False)
+        bt.msgpack_save(folder + "/y", {"i": -count[0]}, async_manager=manager, durable=False)
+        if count[0] % 3 == 0:
+            manager.wait_previous_save()
+            bt.msgpack_load(folder + "/x")
+    handler()
+    signal.signal(signal.SIGALRM, handler)
+    end = time.monotonic() + 6
+    i = 0
+    while time.monotonic() < end:
+        i += 1
+        signal.setitimer(signal.ITIMER_REAL, 0.0001 + 0.0000137 * (i % 211))
+        bt.msgpack_save(folder + "/x", {"i": i, "a": np.zeros(100)}, async_manager=manager, durable=False)
+        bt.msgpack_save(folder + "/y", {"i": i}, durable=False)
+        if i % 20 == 0:
+            bt.msgpack_load(folder + "/y")
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    bt.msgpack_save(folder + "/x", {"i": "last"}, async_manager=manager, durable=False)
+    manager.close()
+    assert bt.msgpack_load(folder + "/x") == {"i": "last"}
+    assert count[0] > 50 and i > 50, (count, i)
+    assert gc.isenabled() and sys.getrecursionlimit() == limit
+    """
+    handled(code, tmp_path)
+
+
+def test_ctrl_c_at_any_moment(tmp_path):
+    code = """
+    import gc, os, signal, sys, time, numpy as np, braintools_ckpt as bt
+    from braintools_ckpt.storage import turns
+    folder = sys.argv[1]
+    manager = bt.AsyncManager(max_pending=2)
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGALRM, interrupt)
+    end = time.monotonic() + 6
+    i = interrupted = 0
+    while time.monotonic() < end:
+        i += 1
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.0001 + 0.0000137 * (i % 173))
+            bt.msgpack_save(folder + "/x", {"i": i}, async_manager=manager, durable=False)
+            bt.msgpack_save(folder + "/x", {"i": i}, durable=False)
+            bt.msgpack_load(folder + "/x")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except (KeyboardInterrupt, RuntimeError):  # or the error of a save that was interrupted
+            interrupted += 1
+        except Exception as error:
+            if "KeyboardInterrupt" not in repr(error):
+                raise
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    gc.collect()
+    bt.msgpack_save(folder + "/x", {"i": "last"}, async_manager=manager, durable=False)
+    manager.close()
+    assert bt.msgpack_load(folder + "/x") == {"i": "last"}
+    assert not turns._line, turns._line
+    assert interrupted > 50, (i, interrupted)
+    """
+    handled(code, tmp_path, check=True)
+
+
+def test_tasks_may_load_save_and_wait(tmp_path):
+    code = """
+    import sys, time, braintools_ckpt as bt
+    path = sys.argv[1] + "/x"
+    bt.msgpack_save(path, {"i": 0})
+    manager = bt.AsyncManager(max_pending=5)
+    found = []
+    manager.save_async(lambda: (time.sleep(0.1), found.append(bt.msgpack_load(path)), bt.msgpack_save(path, {"i": 1})))
+    bt.msgpack_save(path, {"i": 2}, async_manager=manager)
+    manager.save_async(lambda: manager.wait_previous_save())
+    manager.save_future.add_done_callback(lambda future: bt.msgpack_load(path))
+    manager.save_async(lambda: bt.msgpack_save(path, {"i": 3}, async_manager=manager))
+    manager.wait_previous_save()
+    manager.close()
+    assert found == [{"i": 0}]
+    assert bt.msgpack_load(path) == {"i": 3}
+    """
+    handled(code, tmp_path)
+
+
+def test_room_is_reserved_before_anything_is_copied(tmp_path, gate):
+    manager = gate(on_full="skip", max_pending=1)
+    with ThreadPoolExecutor(4) as pool:
+        big = np.zeros(3_000_000)
+        names = list(
+            pool.map(lambda i: bt.msgpack_save(tmp_path / str(i), {"a": big}, async_manager=manager), range(8))
+        )
+    assert sum(map(bool, names)) == 1
+    assert manager.skipped == 7
+    manager.open.set()
+    manager.close()
+    assert os.listdir(tmp_path) == [os.path.basename(next(filter(None, names)))]
+
+
+def test_room_is_given_back_when_a_tree_cannot_be_saved(tmp_path, gate):
+    manager = gate(max_pending=1)
+    for _ in range(3):
+        with pytest.raises(bt.SerializationError):
+            bt.msgpack_save(tmp_path / "x", {"a": lambda: 0}, async_manager=manager)
+        with pytest.raises(bt.AlreadyExistsError):
+            bt.msgpack_save(tmp_path, {"a": 0}, False, async_manager=manager)
+    assert manager.pending == 0
+
+
+def test_failures_are_raised_also_by_saves_that_are_skipped(tmp_path):
+    hold = threading.Event()
+    manager = bt.AsyncManager(max_workers=2, max_pending=2, on_full="skip")
+    bt.msgpack_save(tmp_path, {}, async_manager=manager)  # a folder
+    while manager.pending:
+        time.sleep(0.001)
+    manager.save_async = bt.AsyncManager.save_async.__get__(manager)
+    manager.max_pending = 1
+    with pytest.raises(bt.InvalidCheckpointPath):
+        manager.save_async(lambda: hold.wait(10))
+    bt.msgpack_save(tmp_path / "x", {}, async_manager=manager)
+    assert manager.skipped == 1
+    hold.set()
+    manager.close()
+
+
+def test_an_executor_that_is_shut_down_with_all_that_waits_in_it(tmp_path, gate):
+    manager = gate(max_pending=5)
+    for i in range(4):
+        bt.msgpack_save(tmp_path / "x", {"i": i}, async_manager=manager)
+    manager.open.set()
+    manager.executor.shutdown(wait=False, cancel_futures=True)
+    manager.close()
+    assert bt.msgpack_load(tmp_path / "x") == {"i": 3}
+
+
+def test_a_task_that_wants_to_end_the_process(tmp_path):
+    with pytest.raises(ZeroDivisionError) as caught, bt.AsyncManager() as manager:  # noqa: PT012
+        manager.save_async(lambda: sys.exit(3))
+        raise ZeroDivisionError
+    assert "RuntimeError: The save ended with SystemExit(3)" in caught.value.__notes__[0]
+
+
+def test_those_who_leave_the_line_do_not_let_others_pass(tmp_path, gate):
+    first, others = gate(), gate(max_pending=5)
+    bt.msgpack_save(tmp_path / "x", {"i": 1}, async_manager=first)
+    for i in (2, 3):
+        bt.msgpack_save(tmp_path / "x", {"i": i}, async_manager=others)
+        assert others.save_future.cancel()
+    others.open.set()
+    others.wait_previous_save()
+    bt.msgpack_save(tmp_path / "x", {"i": 4}, async_manager=others)
+    time.sleep(0.05)
+    assert others.pending == 1
+    first.open.set()
+    others.close()
+    assert bt.msgpack_load(tmp_path / "x") == {"i": 4}
+
+
+def test_ctrl_c_while_the_interpreter_waits_for_a_save(tmp_path):
+    code = """
+        import os, signal, sys, threading, time, braintools_ckpt as bt
+        os.replace = lambda *args: time.sleep(20)
+        bt.msgpack_save(sys.argv[1], {"a": 1}, async_manager=bt.AsyncManager())
+        print("begun", flush=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "x")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=15)
+    assert process.returncode == 120
+    assert f"The save of {tmp_path / 'x'} in the background was not finished." in stderr
+
+
+def test_a_replicated_array_is_held_once():
+    code = """
+        import jax, numpy as np
+        from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+        from braintools_ckpt.adapters.jax import hold
+        mesh = Mesh(np.array(jax.devices()), "d")
+        array = jax.device_put(np.arange(8.0), NamedSharding(mesh, P()))
+        (held,) = hold([array])
+        assert isinstance(held, (np.ndarray, memoryview)), type(held)
+    """
+    run_python(code, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=4"})
+
+
+@pytest.mark.parametrize("how", ["delete", "donate"])
+def test_arrays_in_pinned_memory_are_copied(how, monkeypatch):
+    array = jnp.arange(1000.0)
+    pinned = jax.device_put(array, array.sharding.with_memory_kind("pinned_host"))
+    monkeypatch.setattr(jax_adapter, "_view", lambda array: None)
+    (held,) = jax_adapter.hold([pinned])
+    pinned.delete() if how == "delete" else jax.jit(lambda x: x + 1, donate_argnums=0)(pinned)
+    np.testing.assert_array_equal(np.asarray(held), np.arange(1000.0))
+
+
+def test_errors_that_are_kept_hold_nothing(tmp_path, taken):
+    manager, kept, alive = bt.AsyncManager(), [], []
+    for _ in range(5):
+        held = jnp.arange(1000.0)
+        alive.append(weakref.ref(held))
+        try:
+            bt.msgpack_save(taken, {"a": held}, async_manager=manager)
+        except bt.InvalidCheckpointPath as error:
+            kept.append(error)
+        del held
+    with pytest.raises(bt.InvalidCheckpointPath):
+        manager.close()
+    assert len(kept) == 4
+    for error in kept:  # this test's own frame is in it
+        error.__traceback__ = error.__traceback__.tb_next
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 5
+
+
+def test_a_manager_cannot_be_copied():
+    with bt.AsyncManager() as manager:
+        for copy in (copying.copy, copying.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="cannot be copied or pickled"):
+                copy(manager)

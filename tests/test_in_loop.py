@@ -337,3 +337,133 @@ def test_one_core_and_large_arrays(tmp_path):
         pytest.skip("the platform has no affinity")
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), tmp_path], cwd=ROOT, timeout=100, check=False)
     assert done.returncode == 0
+
+
+# What reviews found.
+
+
+def test_one_traced_value_in_several_places(tmp_path):
+    def step(v, i):
+        save(i, {"a": v, "b": v, "c": [v * u.mV, (v,)]})
+        return v + 1, None
+
+    save = bt.save_in_loop(tmp_path / "x", 1)
+    lax.scan(step, jnp.zeros(2), jnp.arange(3))
+    jax.effects_barrier()
+    two = jnp.full(2, 2.0, jnp.float32)
+    loaded = bt.msgpack_load(tmp_path / "x")
+    assert_same({"a": two, "b": two, "c": [two * u.mV, (two,)]}, loaded, identity=False, loaded=True)
+    assert loaded["a"] is loaded["b"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "every", "steps", "saved"),
+    [
+        ("uint8", 256, 6, [0]),
+        ("uint8", 100, 250, [0, 100, 200]),
+        ("int8", 100, 120, [0, 100]),
+        ("int8", 1000, 60, [0]),
+        ("uint32", 2, 4, [0, 2]),
+        ("int32", 2**31, 3, [0]),
+        ("uint32", 2**40, 3, [0]),
+    ],
+)
+def test_steps_of_any_dtype(dtype, every, steps, saved, tmp_path):
+    save = bt.save_in_loop(tmp_path / "{step}", every, durable=False)
+
+    def step(v, i):
+        save(i.astype(dtype), v)
+        return v, None
+
+    lax.scan(step, 1.0, jnp.arange(steps))
+    jax.effects_barrier()
+    assert sorted(map(int, os.listdir(tmp_path))) == saved
+
+
+@pytest.mark.parametrize(
+    ("step", "shown"),
+    [
+        (0.5, "0.5"),
+        (True, "True"),
+        (jnp.float32(1), r"float32\[\]"),
+        (jnp.ones(1, int), r"int32\[1\]"),
+        (3 * u.ms, "."),
+        ("3", "'3'"),
+    ],
+)
+def test_steps_that_are_no_whole_number(step, shown, tmp_path):
+    save = bt.save_in_loop(tmp_path / "x", 1)
+    with pytest.raises(TypeError, match=f"step must be one whole number, got {shown}"):
+        save(step, {"a": 1})
+    if isinstance(step, jax.Array):
+        with pytest.raises(TypeError, match=f"step must be one whole number, got {shown}"):
+            jax.jit(lambda step: save(step, {"a": 1}))(step)
+    assert os.listdir(tmp_path) == []
+
+
+def test_within_shard_map_it_is_refused(tmp_path):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("d",))
+    save = bt.save_in_loop(tmp_path / "x", 1)
+    spec = jax.sharding.PartitionSpec("d")
+    run = jax.shard_map(lambda x: (save(0, {"x": x}), x)[1], mesh=mesh, in_specs=spec, out_specs=spec)
+    with pytest.raises(bt.SerializationError, match=r"inside of jax\.shard_map"):
+        jax.jit(run)(jnp.arange(8.0))
+
+
+def test_arrays_that_are_closed_over(tmp_path):
+    pinned = jax.device_put(jnp.arange(3), jnp.arange(3).sharding.with_memory_kind("pinned_host"))
+    tree = {"whole": jnp.arange(5), "narrow": jnp.ones(2, jnp.bfloat16), "numpy": np.arange(2)}
+    with bt.AsyncManager() as manager:
+        save = bt.save_in_loop(tmp_path / "x", 1, async_manager=manager)
+        jax.jit(lambda x: save(0, {**tree, "x": x}))(jnp.ones(2, jnp.float32))
+    assert_same({**tree, "x": jnp.ones(2, jnp.float32)}, bt.msgpack_load(tmp_path / "x"), loaded=True)
+    assert pinned.sharding.memory_kind == "pinned_host"
+
+
+def test_a_loop_that_outlives_its_manager(tmp_path):
+    manager = bt.AsyncManager()
+    save = bt.save_in_loop(tmp_path / "x", 1, async_manager=manager)
+    run = jax.jit(lambda x: save(0, {"x": x}))
+    run(jnp.ones(2))
+    manager.close()
+    run(jnp.zeros(2))
+    jax.effects_barrier()
+    assert_same({"x": jnp.zeros(2, jnp.float32)}, bt.msgpack_load(tmp_path / "x"), loaded=True)
+
+
+def test_a_manager_is_closed_though_its_loop_has_failed(tmp_path):
+    (tmp_path / "x").mkdir()
+    manager = bt.AsyncManager()
+    bt.msgpack_save(tmp_path / "y", {"a": 1}, async_manager=manager)
+    save = bt.save_in_loop(tmp_path / "x", 1, overwrite=False, async_manager=manager)
+    with pytest.raises(Exception, match="existing file|overwrite"):  # noqa: PT012
+        jax.block_until_ready(jax.jit(lambda x: (save(0, {"x": x}), x)[1])(jnp.ones(2)))
+        manager.close()
+    manager.close()
+    assert manager.closed
+    assert bt.msgpack_load(tmp_path / "y") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"compression": "bad"}, ValueError),
+        ({"format": "v2"}, ValueError),
+        ({"format": "flax", "metadata": {"a": 1}}, ValueError),
+        ({"async_manager": bt.AsyncManager}, TypeError),
+        ({"nosuch": 1}, TypeError),
+    ],
+)
+def test_options_are_checked_at_once(options, error, tmp_path):
+    with pytest.raises(error):
+        bt.save_in_loop(tmp_path / "x", 1, **options)
+
+
+def test_the_path_is_that_of_when_it_was_given(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    save = bt.save_in_loop("x", np.int64(1))
+    monkeypatch.chdir(tmp_path / "other")
+    jax.jit(lambda x: save(0, {"x": x}))(jnp.ones(2))
+    jax.effects_barrier()
+    assert (tmp_path / "x").exists()

@@ -1,19 +1,24 @@
-"""Saves to one place follow one another, whichever threads they run in, in the order in which they were asked for."""
+"""Saves to one place follow one another, whichever threads they run in, in the order in which they were asked for.
+
+A signal handler may save as well, whatever it has interrupted. So nothing here holds a lock: each step is one operation
+of a list or a lock that Python does not interrupt.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import takewhile
 from typing import Any
 
-#: Of a kind that a signal handler, which may save as well, can take once more.
-_lock = threading.RLock()
-#: The last turn that was taken for each place, while it is not over.
-_last: dict[Hashable, Turn] = {}
+#: All turns that were taken and are not over, of all places, in their order.
+_line: list[Turn] = []
 #: Threads that work in the background.
 _workers: set[int] = set()
+#: Seconds after which a wait looks again, should nobody have woken it.
+_NAP = 0.05
 
 
 def place_of(path: str) -> str:
@@ -25,70 +30,68 @@ class Turn:
     """A place in the line before one file."""
 
     def __init__(self, place: Hashable) -> None:
-        self._place = place
-        self._before: Turn | None = None
-        self._over = threading.Event()
-        self._is_taken = False
-        self._has_begun = False
+        self.place = place
+        self.has_begun = False
         #: Who has to go on before this can be over; nobody while it waits for its thread.
         self.thread: int | None = threading.get_ident()
+        self._is_taken = False
+        self._is_over = False
+        self._running = threading.Lock()
+        self._running.acquire()
 
     def take(self) -> None:
         """Get into the line, behind all others."""
-        with _lock:
-            if not self._is_taken:
-                self._is_taken = True
-                self._before = _last.get(self._place)
-                _last[self._place] = self
+        if not self._is_taken:
+            self._is_taken = True
+            _line.append(self)
 
     def begin(self) -> None:
         """Wait until all that came before is over."""
-        with _lock:
-            self.thread, self._has_begun = threading.get_ident(), True
         was_taken = self._is_taken
+        self.has_begun = True
+        self.thread = threading.get_ident()
         self.take()
-        _wait(self._before, was_taken)
-        self._before = None
+        _wait(self._ahead(), for_all=was_taken)
 
     def hand_over(self) -> None:
-        """Note that another thread has got what the turn is for."""
-        with _lock:
-            if not self._has_begun:
-                self.thread = None
+        """Note that another thread is going to get what the turn is for."""
+        self.thread = None
 
     def give_up(self) -> None:
-        """Leave the line. Those behind still wait for those before."""
-        with _lock:
-            self._over.set()
-            if _last.get(self._place) is self:
-                before = next((turn for turn in self._behind_each_other() if not turn._over.is_set()), None)
-                if before is None:
-                    del _last[self._place]
-                else:
-                    _last[self._place] = before
+        """Leave the line."""
+        self._is_over = True
+        with suppress(RuntimeError):  # it was given up before
+            self._running.release()
+        with suppress(ValueError):
+            _line.remove(self)
 
-    def _behind_each_other(self) -> Iterator[Turn]:
-        turn: Turn | None = self
-        while turn is not None:
-            yield turn
-            turn = turn._before
+    def waits_for_own(self) -> bool:
+        """Tell whether this thread has itself to go on before the turn can come, as in a signal handler."""
+        me = threading.get_ident()
+        return any(turn.thread == me for turn in self._ahead())
+
+    def wait(self) -> None:
+        """Wait until the turn is over."""
+        while not self._is_over:
+            if self._running.acquire(timeout=_NAP):
+                with suppress(RuntimeError):
+                    self._running.release()
+
+    def _ahead(self) -> list[Turn]:
+        return [turn for turn in takewhile(lambda turn: turn is not self, list(_line)) if turn.place == self.place]
 
 
-def _wait(last: Turn | None, for_all: bool = False) -> None:
-    """Wait for a turn and those before it.
+def _wait(turns: list[Turn], *, for_all: bool) -> None:
+    """Wait for turns, in their order.
 
-    A thread that works in the background waits only for those that have begun, unless ``for_all``: the others may stand
-    behind its own task.
+    Not for one's own, nor what stands behind it: a signal handler that saves has interrupted it. And a thread that
+    works in the background waits only for those that have begun, unless ``for_all``: the others may stand behind its
+    own task.
     """
-    if last is None:
-        return
     me = threading.get_ident()
-    turns = [turn for turn in last._behind_each_other() if not turn._over.is_set()]
-    # A signal handler that saves, within a save: what it has interrupted, and what waits for that, has to wait for it.
-    own = max((place for place, turn in enumerate(turns) if turn.thread == me), default=-1)
-    for turn in turns[own + 1 :]:
-        if for_all or turn._has_begun or me not in _workers:
-            turn._over.wait()
+    for turn in takewhile(lambda turn: turn.thread != me, turns):
+        if for_all or turn.has_begun or not is_background():
+            turn.wait()
 
 
 class InTurn:
@@ -111,27 +114,19 @@ class InTurn:
     def __init__(
         self, task: Callable[[], Any], place: Hashable, *, path: str | None = None, nbytes: int = 0, slot: Any = None
     ) -> None:
+        self.turn = Turn(place)
         self.path = path
         self.nbytes = nbytes
         self.slot = slot
         self._task: Callable[[], Any] | None = task
-        self._turn = Turn(place)
-
-    def take_turn(self) -> None:
-        """Get into the line now; else that is when the task is run."""
-        self._turn.take()
-
-    def hand_over(self) -> None:
-        """Note that another thread has got the task."""
-        self._turn.hand_over()
 
     def give_up(self) -> None:
         """Do not run the task any more."""
         self._task = None
-        self._turn.give_up()
+        self.turn.give_up()
 
     def __del__(self) -> None:
-        self._turn.give_up()  # Ctrl-C may come anywhere
+        self.turn.give_up()  # Ctrl-C may come anywhere
 
     def __call__(self) -> Any:
         """Wait for the turn and run the task, once; what it holds is let go of with it."""
@@ -139,10 +134,10 @@ class InTurn:
         if task is None:
             raise RuntimeError("A task that waits for its turn can be run only once.")
         try:
-            self._turn.begin()
+            self.turn.begin()
             return task()
         finally:
-            self._turn.give_up()
+            self.turn.give_up()
 
 
 @contextmanager
@@ -158,17 +153,21 @@ def in_background() -> Iterator[None]:
             _workers.discard(me)
 
 
+def is_background() -> bool:
+    """Tell whether the thread works in the background."""
+    return threading.get_ident() in _workers
+
+
 def settle(path: str) -> None:
     """Wait until all turns that were taken for a file are over."""
-    if _last:
-        _wait(_last.get(place_of(path)))
+    if _line:
+        place = place_of(path)
+        _wait([turn for turn in list(_line) if turn.place == place], for_all=False)
 
 
 def _start_anew() -> None:
     """Forget the turns of the parent process: its threads go on there."""
-    global _lock
-    _lock = threading.RLock()
-    _last.clear()
+    _line.clear()
     _workers.clear()
 
 
