@@ -35,7 +35,7 @@ class Turn:
         #: Who has to go on before this can be over; nobody while it waits for its thread.
         self.thread: int | None = threading.get_ident()
         self._is_taken = False
-        self._is_over = False
+        self.is_over = False
         self._running = threading.Lock()
         self._running.acquire()
 
@@ -59,7 +59,7 @@ class Turn:
 
     def give_up(self) -> None:
         """Leave the line."""
-        self._is_over = True
+        self.is_over = True
         with suppress(RuntimeError):  # it was given up before
             self._running.release()
         with suppress(ValueError):
@@ -72,13 +72,17 @@ class Turn:
 
     def wait(self) -> None:
         """Wait until the turn is over."""
-        while not self._is_over:
+        while not self.is_over:
             if self._running.acquire(timeout=_NAP):
                 with suppress(RuntimeError):
                     self._running.release()
 
     def _ahead(self) -> list[Turn]:
-        return [turn for turn in takewhile(lambda turn: turn is not self, list(_line)) if turn.place == self.place]
+        return list(takewhile(lambda turn: turn is not self, _turns_at(self.place)))
+
+
+def _turns_at(place: Hashable) -> list[Turn]:
+    return [turn for turn in list(_line) if turn.place == place and not turn.is_over]
 
 
 def _wait(turns: list[Turn], *, for_all: bool) -> None:
@@ -126,7 +130,8 @@ class InTurn:
         self.turn.give_up()
 
     def __del__(self) -> None:
-        self.turn.give_up()  # Ctrl-C may come anywhere
+        if not self.turn.is_over:  # Ctrl-C may come anywhere
+            self.turn.give_up()
 
     def __call__(self) -> Any:
         """Wait for the turn and run the task, once; what it holds is let go of with it."""
@@ -161,8 +166,7 @@ def is_background() -> bool:
 def settle(path: str) -> None:
     """Wait until all turns that were taken for a file are over."""
     if _line:
-        place = place_of(path)
-        _wait([turn for turn in list(_line) if turn.place == place], for_all=False)
+        _wait(_turns_at(place_of(path)), for_all=False)
 
 
 def _start_anew() -> None:
