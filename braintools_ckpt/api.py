@@ -540,7 +540,7 @@ def _reserved(manager: Any) -> Any:
 
 def _check_manager(manager: Any) -> None:
     if isinstance(manager, type) or not hasattr(manager, "save_async"):
-        raise TypeError(f"async_manager must be an AsyncManager object, got {manager!r}.")
+        raise TypeError(f"async_manager must be an AsyncManager object, such as AsyncManager(), got {manager!r}.")
 
 
 def check_save(filename: File, format_: Any, metadata: Any, compression: Any, manager: Any) -> None:

@@ -105,12 +105,12 @@ def save_in_loop(
     if not isinstance(destination, (str, os.PathLike)):
         raise TypeError(f"destination must be a path, got {type(destination).__name__}.")
     check_save(destination, format, metadata, compression, async_manager)
-    pattern = os.path.abspath(destination)  # the program may go to another directory
+    pattern, folder = os.fspath(destination), os.getcwd()  # the program may go to another one
     _path(pattern, 0)
 
     def put(step: int, tree: Any) -> None:
         msgpack_save(
-            _path(pattern, step),
+            os.path.join(folder, _path(pattern, step)),
             tree,
             overwrite,
             # A loop that another thread has begun may outlive the manager.

@@ -460,10 +460,10 @@ def test_options_are_checked_at_once(options, error, tmp_path):
 
 
 def test_the_path_is_that_of_when_it_was_given(tmp_path, monkeypatch):
-    (tmp_path / "other").mkdir()
+    (tmp_path / "{a}").mkdir()
+    monkeypatch.chdir(tmp_path / "{a}")
+    save = bt.save_in_loop("x{step}", np.int64(1))
     monkeypatch.chdir(tmp_path)
-    save = bt.save_in_loop("x", np.int64(1))
-    monkeypatch.chdir(tmp_path / "other")
     jax.jit(lambda x: save(0, {"x": x}))(jnp.ones(2))
     jax.effects_barrier()
-    assert (tmp_path / "x").exists()
+    assert os.listdir(tmp_path / "{a}") == ["x0"]
