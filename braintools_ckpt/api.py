@@ -26,6 +26,7 @@ from .tree.merge import ArraysMode, Options, UnitsMode, load_plain, merge
 from .tree.mismatch import MismatchMode, check_mode
 from .tree.registration import msgpack_register_serialization, serializable
 from .tree.rename import Rename, rename
+from .tree.selection import Selection
 from .tree.snapshot import take_snapshot
 from .tree.state_dict import to_state_dict
 from .walking import walking
@@ -50,6 +51,7 @@ def msgpack_save(
     compression: Compression | None = None,
     durable: bool = True,
     progress: bool = False,
+    only: Any = None,
 ) -> str:
     """Save a tree as one file.
 
@@ -81,6 +83,9 @@ def msgpack_save(
         Sync file and directory, so that the checkpoint survives a power cut. Without it a save is faster.
     progress : bool, default False
         Show a bar of the bytes written.
+    only : filter, optional
+        Save only some states of the modules in the tree: a filter of flax.nnx or brainstate, such as ``nnx.Param``,
+        ``(nnx.Param, nnx.BatchStat)`` or ``brainstate.ParamState``.
 
     Returns
     -------
@@ -130,7 +135,18 @@ def msgpack_save(
     try:
         # In a function: what the save holds must not be kept by this frame, and so by the error of an earlier save.
         save = _prepared_save(
-            filename, name, target, overwrite, metadata, format, compression, durable, progress, slot, async_manager
+            filename,
+            name,
+            target,
+            overwrite,
+            metadata,
+            format,
+            compression,
+            durable,
+            progress,
+            only,
+            slot,
+            async_manager,
         )
     except BaseException:
         if slot:
@@ -160,6 +176,7 @@ def msgpack_load(
     verify: bool = True,
     raw: bool = False,
     progress: bool = False,
+    only: Any = None,
 ) -> Any:
     """Load a tree from a file.
 
@@ -201,6 +218,9 @@ def msgpack_load(
         Give the plain state dict: nested dicts with string keys and numpy arrays.
     progress : bool, default False
         Show a bar of the bytes read.
+    only : filter, optional
+        Load only some states of the modules in ``target``, as in :func:`msgpack_save`; the others stay as they are, and
+        may or may not be in the file.
 
     Returns
     -------
@@ -237,7 +257,7 @@ def msgpack_load(
         ...
     braintools_ckpt.errors.MismatchError: Array shape mismatch: expected float64[4], got float64[3] at path w. ...
     """
-    options = make_options(target, mismatch, partial, units, arrays, raw)
+    options = make_options(target, mismatch, partial, units, arrays, raw, only)
     _local_name(filename, "read", "rb")
     if verbose:
         print(f"Loading checkpoint from {filename}")
@@ -254,6 +274,7 @@ def msgpack_dumps(
     metadata: Mapping[str, Any] | None = None,
     format: Format = "v1",
     compression: Compression | None = None,
+    only: Any = None,
 ) -> bytes:
     """Give a tree as bytes: those that :func:`msgpack_save` would write.
 
@@ -266,6 +287,8 @@ def msgpack_dumps(
     format : {'v1', 'flax'}, default 'v1'
         As in :func:`msgpack_save`.
     compression : {'zstd'}, optional
+        As in :func:`msgpack_save`.
+    only : filter, optional
         As in :func:`msgpack_save`.
 
     Returns
@@ -288,7 +311,7 @@ def msgpack_dumps(
     _check_form(format, metadata, compression)
     sink = BytesSink()
     with walking():
-        put, _ = _prepared(target, metadata, format, compression)
+        put, _ = _prepared(target, metadata, format, compression, only)
     put(sink)
     return sink.getvalue()
 
@@ -306,6 +329,7 @@ def msgpack_loads(
     arrays: ArraysMode = "saved",
     verify: bool = True,
     raw: bool = False,
+    only: Any = None,
 ) -> Any:
     """Load a tree from bytes; see :func:`msgpack_load` for the parameters.
 
@@ -315,7 +339,7 @@ def msgpack_loads(
         The checkpoint.
     target : pytree, optional
         What the result has to look like.
-    parallel, mismatch, max_size, partial, rename, units, arrays, verify, raw
+    parallel, mismatch, max_size, partial, rename, units, arrays, verify, raw, only
         As in :func:`msgpack_load`.
 
     Returns
@@ -335,7 +359,7 @@ def msgpack_loads(
     >>> msgpack_loads(msgpack_dumps([1, (2, 3)]), target=[0, (0, 0)])
     [1, (2, 3)]
     """
-    options = make_options(target, mismatch, partial, units, arrays, raw)
+    options = make_options(target, mismatch, partial, units, arrays, raw, only)
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise TypeError(f"data must be bytes-like, got {type(data).__name__}. To load a file, use msgpack_load.")
     with BufferSource(data) as source:
@@ -488,13 +512,14 @@ def _prepared_save(
     compression: Compression | None,
     durable: bool,
     progress: bool,
+    only: Any,
     slot: Any,
     async_manager: AsyncManager | None,
 ) -> InTurn:
     if name is not None and not overwrite and os.path.lexists(name):
         raise AlreadyExistsError(name)
     with walking():
-        put, nbytes = _prepared(target, metadata, format, compression, snapshot=async_manager is not None)
+        put, nbytes = _prepared(target, metadata, format, compression, only, snapshot=async_manager is not None)
     shown = name or str(getattr(filename, "name", filename))
     # By then the program may be in another directory.
     path = os.path.abspath(name) if name and async_manager else name
@@ -508,6 +533,7 @@ def _prepared(
     metadata: Mapping[str, Any] | None,
     form: Format,
     compression: Compression | None,
+    only: Any,
     *,
     snapshot: bool = False,
 ) -> tuple[Callable[[Sink], None], int]:
@@ -515,7 +541,8 @@ def _prepared(
 
     A function of its own, so that the document is gone when the caller lets the garbage collector in again.
     """
-    document = target if isinstance(target, Document) else encode(target, registry)
+    selection = None if only is None else Selection(only)
+    document = target if isinstance(target, Document) else encode(target, registry, selection=selection)
     if metadata is not None:
         document.metadata = encode_metadata(metadata, registry)
     live = document.arrays
@@ -629,14 +656,18 @@ def _local_name(file: Any, ability: str, mode: str) -> str | None:
     raise TypeError(f"filename must be a str, a PathLike or a binary file object, got {type(file).__name__}.")
 
 
-def make_options(target: Any, mismatch: Any, partial: bool, units: Any, arrays: Any, raw: bool) -> Options:
+def make_options(
+    target: Any, mismatch: Any, partial: bool, units: Any, arrays: Any, raw: bool, only: Any = None
+) -> Options:
     """Check the arguments of a load, and give them as options."""
     check_mode(mismatch)
     _check_choice("units", units, get_args(UnitsMode))
     _check_choice("arrays", arrays, get_args(ArraysMode))
     if raw and target is not None:
         raise ValueError("raw=True gives the plain state dict and takes no target; pass one or the other.")
-    return Options(mismatch, partial, units, arrays)
+    if only is not None and target is None:
+        raise ValueError("only= chooses states of the modules in a target: pass target=.")
+    return Options(mismatch, partial, units, arrays, only=only)
 
 
 def _check_form(format_: Any, metadata: Any, compression: Any) -> None:

@@ -35,6 +35,21 @@ import numpy as np
 from .dtypes import describe
 
 LIST, ARRAY, ITEMS, NODE, LEAF, REF, ARRAYS, NAMED_ARRAYS = range(8)
+#: Objects that hold one value, and fit where that value would.
+CELL_TAGS = frozenset({"brainstate.State", "flax.nnx.Variable", "penzai.Variable"})
+#: Mappings that fit where any mapping with the same keys would.
+MAPPING_TAGS = frozenset(
+    {
+        "OrderedDict",
+        "defaultdict",
+        "Counter",
+        "dict",
+        "brainstate.NestedDict",
+        "flax.FrozenDict",
+        "flax.nnx.State",
+        "flax.nnx.Module",
+    }
+)
 #: Mappings whose keys are tuples that lead through nested mappings.
 FLATTED_TAGS = frozenset({"brainstate.FlattedDict", "brainstate.Module"})
 

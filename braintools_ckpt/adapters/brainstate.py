@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
 import brainstate
+from brainstate.util.filter import to_predicate
 
 from ..document import NODE, Value
-from ..errors import HandlerError, LinkedPath, Steps
+from ..errors import LinkedPath, Steps
+from ..tree.cells import CellHandler
 from ..tree.containers import (
     as_items,
     container_mismatch,
@@ -21,21 +23,23 @@ from ..tree.containers import (
 )
 from ..tree.decode import Decoder
 from ..tree.encode import Encoder
-from ..tree.merge import Merger, same_values
+from ..tree.merge import Merger
+from ..tree.nested import without
 from ..tree.registry import Handler, Registry
 from ..tree.requests import Build
 from ..tree.scalars import class_name
+from ..tree.selection import Leaves, speaks_of, warn_of_random
 
 State = brainstate.State
+RandomState = brainstate.random.RandomState
 FlattedDict = brainstate.util.FlattedDict
 NestedDict = brainstate.util.NestedDict
 
 
-class StateHandler(Handler):
-    """``State`` and its subclasses: the value is saved; a target is changed only when the whole load has succeeded."""
+class StateHandler(CellHandler):
+    """``State`` and its subclasses: the value is saved."""
 
     tag = "brainstate.State"
-    stateful = True
 
     def encode(self, state: Any, encoder: Encoder) -> Value:
         """Write the value and the kind of state."""
@@ -74,60 +78,17 @@ class StateHandler(Handler):
             made.tag = decoder.decode(attributes["tag"])
         return made
 
-    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
-        """Plan the value; the target state takes it when the load commits."""
-        found = node_parts(value, self.tag)
-        old = target.value
-        plan = merger.plan(old, found[0] if found else value, path)
-        # Met twice, and not because the file has one state there: both values have to be the same.
-        first = merger.states.setdefault(id(target), (target, plan))[1]
-        if first is not plan:
-            return lambda: _confirm(target, old, first(), plan(), path, merger)
-        return partial(_assign_built, target, plan, merger)
+    def read(self, cell: Any) -> Any:
+        """Give the state's value."""
+        return cell.value
 
-    def plan_many(
-        self, targets: list[Any], values: list[Value], paths: list[LinkedPath], merger: Merger
-    ) -> list[Build] | None:
-        """Plan many states that were not met before, whose values fit."""
-        ids = set(map(id, targets))
-        if len(ids) < len(targets) or not merger.states.keys().isdisjoint(ids):
-            return None
-        if any(node_parts(value, self.tag) is None for value in values):
-            return None
-        plans = merger.plan_alike([target.value for target in targets], [value[2] for value in values], paths)
-        if plans is None:
-            return None
-        merger.states.update((id(target), (target, plan)) for target, plan in zip(targets, plans, strict=True))
-        return [partial(_assign_built, target, plan, merger) for target, plan in zip(targets, plans, strict=True)]
+    def write(self, cell: Any, value: Any) -> None:
+        """Set the state's value."""
+        cell.value = value
 
-
-def _assign_built(target: Any, plan: Build, merger: Merger) -> Any:
-    return _assign(target, plan(), merger)
-
-
-def _confirm(target: Any, old: Any, first: Any, second: Any, path: LinkedPath, merger: Merger) -> Any:
-    if not same_values(first, second, merger.registry):
-        text = (
-            "State mismatch: expected one value for a state that the target has in several places, got two that differ"
-        )
-        merger.note("leaf", path, text, expected="one value", found="two values")
-        return _assign(target, old, merger)
-    return target
-
-
-def _assign(target: Any, new: Any, merger: Merger) -> Any:
-    # What takes the change back goes past the setter, which may be what failed.
-    merger.transaction.apply(partial(_set, target, new), partial(vars(target).update, dict(vars(target))))
-    return target
-
-
-def _set(state: Any, value: Any) -> None:
-    try:
-        state.value = value
-    except Exception as error:
-        raise HandlerError(
-            f"The {type(state).__name__} refused the value that was loaded for it: {type(error).__name__}: {error}"
-        ) from error
+    def undo(self, cell: Any) -> Callable[[], object]:
+        """Go past the setter, which may be what failed."""
+        return partial(vars(cell).update, dict(vars(cell)))
 
 
 def _kind(ty: type) -> str:
@@ -240,6 +201,10 @@ class ModuleHandler(Handler):
     def encode(self, module: Any, encoder: Encoder) -> Value:
         """Write the states."""
         states = brainstate.graph.states(module)
+        if encoder.selection is not None:
+            chosen, left_out = encoder.selection.split(dict(states), to_predicate)
+            _warn_of_random(left_out, encoder.selection.only, "saved")
+            states = FlattedDict(chosen)
         return encoder.node(self.tag, encoder.mapping(states), **{"class": class_name(type(module))})
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
@@ -253,6 +218,10 @@ class ModuleHandler(Handler):
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Plan all states of the module, which is changed in one step."""
         states = brainstate.graph.states(target)
+        if merger.selection is not None:
+            states, left_out = merger.selection.split(dict(states), to_predicate)
+            value, dropped = without(value, left_out, merger)
+            _warn_of_random({key: left_out[key] for key in dropped}, merger.selection.only, "loaded")
         found = node_parts(value, self.tag) or node_parts(value, FlattedDictHandler.tag)
         items = as_items(found[0] if found else mapping_state(value))
         if items is None:
@@ -265,6 +234,17 @@ class ModuleHandler(Handler):
             return target
 
         return build
+
+
+def _warn_of_random(leaves: Leaves, only: Any, what: str) -> None:
+    random = [path for path, state in leaves.items() if isinstance(state, RandomState)]
+    if random and not speaks_of(only, RandomState):
+        warn_of_random(
+            random,
+            what,
+            "If it has to be, pass only=(..., RandomState); if not, say so: only=All(..., Not(RandomState)), of "
+            "brainstate.util.filter.",
+        )
 
 
 def set_up(registry: Registry) -> None:

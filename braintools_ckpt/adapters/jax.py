@@ -145,7 +145,22 @@ class StructHandler(Handler):
         if not isinstance(target.dtype, np.dtype):
             return plan_key(target, value, path, merger)
         kind = "jax_weak" if getattr(target, "weak_type", False) else "jax"
-        return merger.plan_array(target, Want(kind, target.dtype, tuple(target.shape), target.sharding), value, path)
+        sharding = _concrete(target.sharding, path, merger)
+        return merger.plan_array(target, Want(kind, target.dtype, tuple(target.shape), sharding), value, path)
+
+
+def _concrete(sharding: Any, path: LinkedPath, merger: Merger) -> Any:
+    """Give a sharding over devices for one over the axes of an abstract mesh, as ``nnx.eval_shape`` has it."""
+    if not isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh):
+        return sharding
+    mesh = jax.sharding.get_mesh() if hasattr(jax.sharding, "get_mesh") else None
+    if mesh is None or mesh.empty or mesh.abstract_mesh != sharding.mesh:
+        raise SerializationError(
+            f"Cannot load into the jax.ShapeDtypeStruct at path {merger.format(path)}: its sharding {sharding.spec} is "
+            f"over the abstract mesh {dict(sharding.mesh.shape)}, which has no devices. Load within "
+            "`with jax.set_mesh(mesh):`."
+        )
+    return jax.sharding.NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
 
 
 class TracerHandler(Handler):

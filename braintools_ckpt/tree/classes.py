@@ -239,6 +239,23 @@ class EnumKeyHandler(Handler):
         return NamedKey(*decoder.sequence(state))
 
 
+# Functions.
+
+
+class FunctionPlaceHandler(Handler):
+    """The place of a function among data: only a target has it."""
+
+    tag = "function"
+
+    def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
+        """Give None."""
+        return decoder.plain(
+            None,
+            "The checkpoint holds an object with functions in it, which are not saved: without a target they are "
+            "loaded as None. Pass a target.",
+        )
+
+
 # Dataclasses.
 
 
@@ -276,6 +293,7 @@ def set_up(registry: Registry) -> None:
     """Register enums and dataclasses."""
     registry.register_rule(lambda ty: issubclass(ty, enum.Enum), EnumHandler(), structural=True)
     registry.register_tag(EnumKeyHandler())
+    registry.register_tag(FunctionPlaceHandler())
     registry.register_rule(_is_plain_dataclass, DataclassHandler())
 
 

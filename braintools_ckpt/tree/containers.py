@@ -17,7 +17,7 @@ from typing import Any
 
 import msgpack
 
-from ..document import ARRAYS, FLATTED_TAGS, ITEMS, LEAF, LIST, NAMED_ARRAYS, NODE, Value, written_out
+from ..document import ARRAYS, FLATTED_TAGS, ITEMS, LEAF, LIST, MAPPING_TAGS, NAMED_ARRAYS, NODE, Value, written_out
 from ..errors import LinkedPath
 from .decode import Decoder, NamedKey, decode_key
 from .describe import describe
@@ -234,12 +234,10 @@ def _dict(keys: list[Any], plans: Iterable[Build]) -> dict[Any, Any]:
 
 def mapping_state(value: Value) -> Value:
     """Give the items of any kind of mapping; other values are themselves."""
-    if type(value) is list and value[0] == NODE and value[1] in _MAPPING_TAGS:
+    if type(value) is list and value[0] == NODE and value[1] in MAPPING_TAGS:
         return value[2]
     return value
 
-
-_MAPPING_TAGS = {"OrderedDict", "defaultdict", "Counter", "dict", "brainstate.NestedDict"}
 
 #: The factories of a ``defaultdict`` that a file may name.
 _FACTORIES: dict[str, type] = {ty.__name__: ty for ty in (list, dict, set, tuple, int, float, str, bool)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 import numpy as np
@@ -27,6 +28,9 @@ from ..document import (
 from ..errors import Path, SerializationError, format_path
 from ..walking import MAX_DEPTH, walking
 from .registry import Handler, Registry
+
+if TYPE_CHECKING:
+    from .selection import Selection
 
 #: A larger array does not belong into metadata, which is read whole whenever a file is opened.
 MAX_METADATA_ARRAY = 1 << 16
@@ -69,13 +73,24 @@ class Encoder:
         Let objects without a handler stand in the array table as they are, for documents that are not written.
     traced : bool
         Let arrays that jax is tracing stand in the array table, for a document that is completed when they have data.
+    selection : Selection, optional
+        Which states of modules to encode.
     """
 
     def __init__(
-        self, registry: Registry, *, inline: bool = False, passthrough: bool = False, traced: bool = False
+        self,
+        registry: Registry,
+        *,
+        inline: bool = False,
+        passthrough: bool = False,
+        traced: bool = False,
+        selection: Selection | None = None,
     ) -> None:
         self.registry = registry
         self.traced = traced
+        self.selection = selection
+        #: Functions are no data, but where they stand among it, their places are noted: a target has its own.
+        self.functions_stay = False
         self._handlers = registry.known
         self._passthrough = passthrough
         self.arrays = LiveArrays()
@@ -98,6 +113,8 @@ class Encoder:
         if handler is None:
             if self._passthrough:
                 return self.array(_OBJECT, (), OPAQUE, obj)
+            if self.functions_stay and is_function(obj):
+                return self.leaf("function", None, name=_function_name(obj))
             raise Trouble(lambda path: SerializationError(_unknown(obj, path)))
         if not handler.tracked:
             return handler.encode(obj, self)
@@ -365,6 +382,7 @@ def encode(
     *,
     passthrough: bool = False,
     traced: bool = False,
+    selection: Selection | None = None,
 ) -> Document:
     """Turn a tree into a document that refers to the tree's own arrays.
 
@@ -378,6 +396,8 @@ def encode(
         Let objects without a handler stand for themselves, in a document that is not written.
     traced : bool
         Let arrays that jax is tracing stand for the data that they will have.
+    selection : Selection, optional
+        Which states of modules to save.
 
     Returns
     -------
@@ -391,8 +411,10 @@ def encode(
     HandlerError
         If a registered handler failed.
     """
-    encoder = Encoder(registry, passthrough=passthrough, traced=traced)
+    encoder = Encoder(registry, passthrough=passthrough, traced=traced, selection=selection)
     structure, shared = _run(encoder, target)
+    if selection is not None:
+        selection.confirm()
     return Document(structure, encoder.arrays, shared)
 
 
@@ -448,6 +470,17 @@ def _is_utf8(text: str) -> bool:
 def _type_name(obj: Any) -> str:
     ty = type(obj)
     return ty.__qualname__ if ty.__module__ == "builtins" else f"{ty.__module__}.{ty.__qualname__}"
+
+
+def is_function(obj: Any) -> bool:
+    """Tell whether an object is a function or class, and so holds nothing that could be saved."""
+    if isinstance(obj, types.FunctionType | types.BuiltinFunctionType | type | np.ufunc):
+        return True
+    return callable(obj) and type(obj).__module__.partition(".")[0] in ("jax", "jaxlib")
+
+
+def _function_name(obj: Any) -> str:
+    return str(getattr(obj, "__qualname__", None) or getattr(obj, "__name__", type(obj).__qualname__))
 
 
 def _unknown(obj: Any, path: str) -> str:

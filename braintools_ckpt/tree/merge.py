@@ -23,6 +23,7 @@ import numpy as np
 from ..document import (
     ARRAY,
     ARRAYS,
+    CELL_TAGS,
     LEAF,
     NAMED_ARRAYS,
     NODE,
@@ -48,12 +49,13 @@ from ..walking import walking
 from .casting import Misfit, castable, fit_number
 from .decode import BAD_STATE, Decoder, run_decoder
 from .describe import describe, describe_spec
-from .encode import Trouble, encode
+from .encode import Trouble, encode, is_function
 from .locate import locate
 from .mismatch import MismatchKind, MismatchMode, MismatchReport
 from .quantities import QUANTITY
 from .registry import Handler, Registry
 from .requests import Build, Request, Requests, Together, Want, placed, plain_want
+from .selection import Selection
 from .transaction import Transaction, transaction
 
 UnitsMode: TypeAlias = Literal["exact", "convert"]
@@ -75,6 +77,7 @@ class Options:
     partial: bool = False
     units: UnitsMode = "exact"
     arrays: ArraysMode = "saved"
+    only: Any = None
     passthrough: bool = False
 
 
@@ -82,12 +85,19 @@ class Merger:
     """One load of one document into one target."""
 
     def __init__(
-        self, document: Document, registry: Registry, options: Options, report: MismatchReport | None = None
+        self,
+        document: Document,
+        registry: Registry,
+        options: Options,
+        report: MismatchReport | None = None,
+        selection: Selection | None = None,
     ) -> None:
         self.document = document
         self.registry = registry
         self.options = options
         self.report = report or MismatchReport(options.mismatch)
+        #: Which states of modules to load.
+        self.selection = selection or (None if options.only is None else Selection(options.only))
         self.specs = document.arrays.specs
         self.ratio = 1.0
         self.transaction = Transaction()
@@ -96,8 +106,8 @@ class Merger:
         self._whole_indices: set[int] = set()
         self._seen: set[int] = set()
         self.private: set[int] = set()
-        #: States of the target that a plan was made for: id -> (the state, the plan of its value).
-        self.states: dict[int, tuple[Any, Build]] = {}
+        #: Cells of the target that a plan was made for: id -> (the cell, the plan of its value).
+        self.cells: dict[int, tuple[Any, Build]] = {}
         self._objects: dict[int, Any] = {}
         self.decoder = Decoder(document, registry, self._objects.__getitem__)
         self._parts: list[Merger] = []
@@ -110,6 +120,8 @@ class Merger:
         if handler is None:
             if self.options.passthrough:
                 return self.plan_decoded(value)
+            if is_function(target) and (value is None or _tags(value) == ("function",)):
+                return constant(target)
             raise SerializationError(
                 f"Cannot load into a {type(target).__module__}.{type(target).__qualname__} at path "
                 f"{self.format(path)}: no handler is registered for it. Decorate the class with "
@@ -119,8 +131,8 @@ class Merger:
             kind = value[0]
             if kind == REF:
                 return self._plan_shared(target, value[1], path)
-            if kind == NODE and value[1] == "brainstate.State" != handler.tag:
-                return self.plan(target, value[2], path)  # a state fits where its value would
+            if kind == NODE and value[1] in CELL_TAGS and value[1] != handler.tag:
+                return self.plan(target, value[2], path)
             if kind in (ARRAYS, NAMED_ARRAYS) and not handler.takes_runs:
                 value = written_out(value)
         return handler.plan(target, value, path, self)
@@ -167,10 +179,10 @@ class Merger:
             return None
         if handler.atomic and all(type(value) is list and value[0] == ARRAY for value in values):
             return self._plan_arrays(handler, targets, [value[1] for value in values], paths)
-        known = len(self.states)
+        known = len(self.cells)
         builds = handler.plan_many(targets, values, paths, self)
-        while builds is None and len(self.states) > known:  # a part of the states: all are planned singly
-            self.states.popitem()
+        while builds is None and len(self.cells) > known:  # a part of the cells: all are planned singly
+            self.cells.popitem()
         return builds
 
     def _plan_arrays(
@@ -296,7 +308,7 @@ class Merger:
 
     def part(self, document: Document) -> Merger:
         """Give a merger for a document that takes the place of a part of this one (an upgraded state)."""
-        merger = Merger(document, self.registry, self.options, self.report)
+        merger = Merger(document, self.registry, self.options, self.report, self.selection)
         merger.transaction = self.transaction
         self._parts.append(merger)
         return merger
@@ -414,7 +426,13 @@ class Merger:
             self.transaction.path = outer
 
 
-def merge(document: Document, target: Any, registry: Registry, options: Options, path: LinkedPath = None) -> Any:
+def merge(
+    document: Document,
+    target: Any,
+    registry: Registry,
+    options: Options,
+    path: LinkedPath = None,
+) -> Any:
     """Load a document into a target.
 
     Parameters
@@ -450,6 +468,8 @@ def _merge(merger: Merger, target: Any, path: LinkedPath) -> Any:
         merger.transaction = current
         try:
             build = merger.plan_all(target, path)
+            if merger.selection is not None:
+                merger.selection.confirm()
             merger.report.raise_errors()
             merger.execute()
             merger.report.raise_errors()

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from .merge import Merger
     from .requests import Build
 
-#: The library a type comes from (top-level package of its module, or first word of its tag) -> our adapter.
+#: The library a type comes from (the first words of its module or its tag) -> our adapter.
 ADAPTERS = {
     "jax": "jax",
     "jaxlib": "jax",
+    "flax": "flax",
+    "flax.nnx": "nnx",
+    "equinox": "equinox",
+    "penzai": "penzai",
     "brainunit": "brainunit",
     "saiunit": "brainunit",
     "brainstate": "brainstate",
@@ -133,7 +137,7 @@ class Registry:
             holder = self._tags.get(handler.tag)
             # Running a notebook cell again defines its class anew; the old one is then of no use.
             again = holder is not None and _same_name(getattr(holder, "type", None), ty)
-            if handler.tag and holder is not None and holder is not present and not (override or again):
+            if handler.tag and holder not in (None, present, handler) and not (override or again):
                 raise RegistrationError(
                     f"the name {handler.tag.removeprefix('class:')!r} is already registered by {holder!r}. "
                     "Pass another name=, or override=True to replace it."
@@ -198,14 +202,20 @@ class Registry:
     def by_tag(self, tag: str) -> Handler | None:
         """Find the handler that reads a tag, or None; may activate an adapter of the fixed table."""
         handler = self._tags.get(tag)
-        if handler is None and self.activate(tag.partition(".")[0]):
+        if handler is None and self._activate_for_name(tag):
             handler = self._tags.get(tag)
         return handler
 
     def activate_for(self, ty: type) -> None:
         """Activate the adapters of every library in the MRO of a type."""
         for base in ty.__mro__:
-            self.activate(base.__module__.partition(".")[0])
+            self._activate_for_name(base.__module__)
+
+    def _activate_for_name(self, name: str) -> bool:
+        """Activate the adapters for a dotted name: ``flax`` and ``flax.nnx`` for ``flax.nnx.module``."""
+        words = name.split(".", 2)[:2]
+        library, part = self.activate(words[0]), self.activate(".".join(words))
+        return library or part
 
     def activate(self, library: str) -> bool:
         """Import the adapter of a library once; False when there is none, or the library is not installed."""
