@@ -47,9 +47,13 @@ THIRD_PARTY = {
     "zstandard": {"format"},
     "ml_dtypes": {"dtypes"},
     "tqdm": {"api"},
-    "jax": {"adapters.jax"},
+    "jax": {"adapters.jax", "adapters.nnx"},
     "brainunit": {"adapters.brainunit"},
     "brainstate": {"adapters.brainstate"},
+    "flax": {"adapters.flax", "adapters.nnx"},
+    "equinox": {"adapters.equinox"},
+    "penzai": {"adapters.penzai"},
+    "brainpy": {"adapters.brainpy"},
     "typing_extensions": {"storage"},  # for type checkers alone
 }
 

@@ -31,6 +31,7 @@ ADAPTERS = {
     "flax.nnx": "nnx",
     "equinox": "equinox",
     "penzai": "penzai",
+    "brainpy.math": "brainpy",
     "brainunit": "brainunit",
     "saiunit": "brainunit",
     "brainstate": "brainstate",
