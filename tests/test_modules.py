@@ -158,7 +158,7 @@ def test_the_state_of_stateful_layers():
     assert bits(loaded[1]) == bits(state)
     with pytest.warns(UserWarning, match=r"an equinox.nn.State: without a target"):
         names = msgpack_loads(msgpack_dumps(state))
-    assert any("two" in name for name in names)
+    assert len(names) == 3
 
 
 def test_what_an_equinox_module_is_without_a_target():

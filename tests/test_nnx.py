@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from jax.sharding import PartitionSpec as P
 
 import braintools_ckpt as bt
 from braintools_ckpt import MismatchError, SerializationError, msgpack_dumps, msgpack_loads
+
+#: Versions before 0.12.3 have no references, and forget loose arrays and shardings where they make a module abstract.
+HAS_REFERENCES = hasattr(nnx, "var_defaults")
 
 
 class Custom(nnx.Variable):
@@ -100,8 +104,8 @@ def test_tied_weights_are_stored_once():
     assert set(document["layers"]["1"]) == {"bias"}
 
 
-def files():
-    net = made(0)
+def files(loose):
+    net = made(0, loose=loose)
     state = nnx.state(net)
     return net, {"module": net, "state": state, "pure": nnx.to_pure_dict(state), "flat": nnx.to_flat_state(state)}
 
@@ -109,10 +113,10 @@ def files():
 @pytest.mark.parametrize("saved", ["module", "state", "pure", "flat"])
 @pytest.mark.parametrize("way", ["module", "state", "pure", "flat", "abstract", "abstract state"])
 def test_all_forms_of_a_module_are_interchangeable(saved, way):
-    net, forms = files()
+    net, forms = files(loose=HAS_REFERENCES)
     data = msgpack_dumps(forms[saved])
-    abstract = nnx.eval_shape(lambda: Net(nnx.Rngs(3)))
-    other = made(1)
+    abstract = nnx.eval_shape(lambda: Net(nnx.Rngs(3), loose=HAS_REFERENCES))
+    other = made(1, loose=HAS_REFERENCES)
     target = {
         "module": other,
         "state": nnx.state(other),
@@ -130,7 +134,7 @@ def test_all_forms_of_a_module_are_interchangeable(saved, way):
         strip = lambda held: {path: leaf[1:] if len(leaf) > 2 else leaf for path, leaf in held.items()}  # noqa: E731
         found, wanted = strip(bits(loaded)), strip(bits(net))
         for path in ("['pair']['b']",):
-            found.pop(path), wanted.pop(path)
+            found.pop(path, None), wanted.pop(path, None)
         assert found == wanted
     else:
         assert bits(loaded) == bits(net)
@@ -167,6 +171,7 @@ def test_model_and_optimizer_in_one_tree():
     assert bits(its) == bits(optimizer)
 
 
+@pytest.mark.skipif(not HAS_REFERENCES, reason="this version of flax has none")
 @pytest.mark.parametrize("kind", ["ref", "hijax"])
 def test_variables_that_are_references(kind):
     with nnx.var_defaults(**{kind: True}):
@@ -317,8 +322,8 @@ def test_a_load_that_fails_in_the_end_takes_everything_back():
         raise RuntimeError("no")
 
     bt.msgpack_register_serialization(Stubborn, lambda s: {"n": s.n}, refuse, name="test_nnx.Stubborn", override=True)
-    for kind in ({"ref": False}, {"ref": True}, {"hijax": True}):
-        with nnx.var_defaults(**kind):
+    for kind in ({"ref": False}, {"ref": True}, {"hijax": True}) if HAS_REFERENCES else ({"ref": False},):
+        with nnx.var_defaults(**kind) if HAS_REFERENCES else contextlib.nullcontext():
             data = msgpack_dumps({"a": made(0, loose=kind == {"ref": False}), "z": Stubborn()})
             target = made(1, loose=kind == {"ref": False})
         before = bits(target)
@@ -428,6 +433,7 @@ def test_filters_by_path_and_by_predicate():
 # Devices.
 
 
+@pytest.mark.skipif(not HAS_REFERENCES, reason="this version of flax forgets them")
 def test_shardings_come_from_the_target():
     script = """
 import jax, jax.numpy as jnp, numpy as np

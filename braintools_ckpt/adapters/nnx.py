@@ -6,13 +6,14 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+import flax
 import jax
 from flax import nnx
 from flax.nnx import variablelib
 from flax.nnx.filterlib import to_predicate
 
 from ..document import NODE, Value
-from ..errors import LinkedPath
+from ..errors import LinkedPath, MissingLibraryError
 from ..tree.cells import CellHandler
 from ..tree.containers import as_items, container_mismatch, mapping_state
 from ..tree.decode import Decoder
@@ -204,6 +205,11 @@ def _warn_of_random(paths: list[tuple[Any, ...]], leaves: Leaves, only: Any, wha
 
 def set_up(registry: Registry) -> None:
     """Register the types of nnx."""
+    if not hasattr(nnx, "FlatState"):
+        raise MissingLibraryError(
+            f"Objects of flax.nnx can be saved with flax 0.12.1 or newer, and flax {flax.__version__} is installed. "
+            "Run: pip install --upgrade flax"
+        )
     variable, state = VariableHandler(), StateHandler()
     registry.register(Variable, variable)
     if hasattr(variablelib, "HijaxVariable"):
