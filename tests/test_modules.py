@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import warnings
+from pathlib import Path
 
 import brainstate
 import brainunit as u
@@ -17,7 +19,7 @@ import pytest
 from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 
-from braintools_ckpt import MismatchError, SerializationError, msgpack_dumps, msgpack_loads
+from braintools_ckpt import MismatchError, SerializationError, msgpack_dumps, msgpack_load, msgpack_loads
 
 
 def bits(tree):
@@ -432,3 +434,34 @@ def test_plain_pytrees_are_matched_by_key():
 
     loaded = loaded_into(Pair(jnp.zeros(1), jnp.ones(1)), Turned(jnp.full(1, 9.0), jnp.full(1, 9.0)))
     np.testing.assert_array_equal([loaded.one[0], loaded.two[0]], [0, 1])
+
+
+# Files of earlier versions.
+
+GOLDEN = Path(__file__).parent / "golden" / "v1" / "modules"
+
+
+def golden_trees():
+    spec = importlib.util.spec_from_file_location("golden_modules", GOLDEN / "expected.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TREES
+
+
+def test_every_golden_file_of_modules_is_known():
+    assert {path.stem for path in GOLDEN.glob("*.msgpack")} == set(golden_trees())
+
+
+@pytest.mark.parametrize("name", ["flax_nnx", "flax_linen", "equinox"])
+def test_golden_files_of_modules_load_for_ever(name):
+    make = golden_trees()[name]
+    if name == "equinox" and not isinstance(make()[1].tree_flatten()[1][0], str):
+        pytest.skip("this version of equinox has no names for states")
+    target = make(1000)
+    assert bits(target) != bits(make())
+    loaded = msgpack_load(GOLDEN / f"{name}.msgpack", target=target)
+    assert bits(loaded) == bits(make())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        free = msgpack_load(GOLDEN / f"{name}.msgpack")
+    assert jax.tree.leaves(free)
