@@ -37,8 +37,21 @@ if TYPE_CHECKING:
     from .errors import PrecisionError as PrecisionError
     from .errors import RegistrationError as RegistrationError
     from .errors import SerializationError as SerializationError
+    from .errors import StepExistsError as StepExistsError
     from .errors import UnsupportedVersionError as UnsupportedVersionError
     from .in_loop import save_in_loop as save_in_loop
+    from .manager.manager import CheckpointManager as CheckpointManager
+    from .manager.policies import AtSteps as AtSteps
+    from .manager.policies import EverySeconds as EverySeconds
+    from .manager.policies import EverySteps as EverySteps
+    from .manager.policies import KeepBest as KeepBest
+    from .manager.policies import KeepEvery as KeepEvery
+    from .manager.policies import KeepLatest as KeepLatest
+    from .manager.policies import KeepSteps as KeepSteps
+    from .manager.policies import KeepYounger as KeepYounger
+    from .manager.policies import Moment as Moment
+    from .manager.policies import OnPreemption as OnPreemption
+    from .manager.policies import StepInfo as StepInfo
     from .tree.mismatch import Mismatch as Mismatch
 
 _HOMES = {
@@ -68,9 +81,24 @@ _HOMES = {
         "PrecisionError",
         "RegistrationError",
         "SerializationError",
+        "StepExistsError",
         "UnsupportedVersionError",
     ),
     "in_loop": ("save_in_loop",),
+    "manager.manager": ("CheckpointManager",),
+    "manager.policies": (
+        "AtSteps",
+        "EverySeconds",
+        "EverySteps",
+        "KeepBest",
+        "KeepEvery",
+        "KeepLatest",
+        "KeepSteps",
+        "KeepYounger",
+        "Moment",
+        "OnPreemption",
+        "StepInfo",
+    ),
     "tree.mismatch": ("Mismatch",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

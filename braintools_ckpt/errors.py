@@ -40,6 +40,19 @@ class AlreadyExistsError(InvalidCheckpointPath, FileExistsError):
         return type(self), (self._path,)
 
 
+class StepExistsError(AlreadyExistsError):
+    """There is a checkpoint of the step already."""
+
+    def __init__(self, path: object, step: int) -> None:
+        InvalidCheckpointPath.__init__(
+            self, f"There is a checkpoint of step {step} already: {path}. Pass force=True to replace it."
+        )
+        self._given = (path, step)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._given
+
+
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError, ValueError):
     """No file exists at the path."""
 

@@ -7,6 +7,8 @@ place in one step, and then the directory is synced. A reader sees the old file 
 from __future__ import annotations
 
 import errno
+import functools
+import hashlib
 import os
 import re
 import secrets
@@ -14,6 +16,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import ModuleType
 
 from ..errors import AlreadyExistsError, InvalidCheckpointPath
@@ -25,7 +28,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-_TEMPORARY_NAME = re.compile(r"\..*\.tmp-\d+-[0-9a-f]{16}", re.DOTALL)
+_TEMPORARY_NAME = re.compile(r"\..*\.tmp-(\d+)-([0-9a-f]{8})[0-9a-f]{8}", re.DOTALL)
 #: What a file system or a platform answers that cannot do what it is asked.
 _NOT_SUPPORTED = frozenset(
     {
@@ -171,7 +174,17 @@ def _temporary_path(destination: str) -> str:
     # file systems refuse half of one.
     while len(os.fsencode(name)) > 64:
         name = name[:-1]
-    return os.path.join(directory, f".{name}.tmp-{os.getpid()}-{secrets.token_hex(8)}")
+    return os.path.join(directory, f".{name}.tmp-{os.getpid()}-{_machine()}{secrets.token_hex(4)}")
+
+
+@functools.cache
+def _machine() -> str:
+    """Give eight digits for where the numbers of processes mean the same: a machine since it was started."""
+    marks = [os.uname().nodename] if hasattr(os, "uname") else []
+    for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with suppress(OSError):
+            marks.append(os.readlink(source) if os.path.islink(source) else Path(source).read_text())
+    return hashlib.blake2b("\0".join(marks).encode(), digest_size=4).hexdigest()
 
 
 def _permissions(present: os.stat_result | None) -> int | None:
@@ -303,10 +316,11 @@ def _sync_directories(directories: list[str]) -> None:
 def clean_temporaries(directory: str | os.PathLike[str], *, older_than: float = 3600.0) -> list[str]:
     """Remove the temporary files of writers that were killed.
 
-    A file is removed when nobody holds its lock and it has not changed for an hour. A writer holds the lock
-    as long as its file is open, and the system frees it when the process dies: unlike a process id, it can't
-    be taken over by another process, and other containers see it. The hour covers network file systems whose
-    locks other machines don't see. Windows has no such lock, but refuses to remove a file that is open.
+    A file is removed when nobody holds its lock, and either the process that made it, on this machine, is no
+    more, or it has not changed for an hour. A writer holds the lock as long as its file is open, and the system
+    frees it when the process dies: unlike a process id, it can't be taken over by another process, and other
+    containers see it. The hour covers network file systems whose locks other machines don't see. Windows has no
+    such lock, but refuses to remove a file that is open.
 
     Parameters
     ----------
@@ -330,7 +344,21 @@ def clean_temporaries(directory: str | os.PathLike[str], *, older_than: float = 
     latest = time.time() - older_than
     with os.scandir(os.fsdecode(directory)) as entries:
         candidates = [entry for entry in entries if _TEMPORARY_NAME.fullmatch(entry.name)]
-    return [entry.path for entry in candidates if _is_old(entry, latest) and _remove_unused(entry.path)]
+    left = [entry for entry in candidates if _has_lost_its_writer(entry.name) or _is_old(entry, latest)]
+    return [entry.path for entry in left if _remove_unused(entry.path)]
+
+
+def _has_lost_its_writer(name: str) -> bool:
+    found = _TEMPORARY_NAME.fullmatch(name)
+    if found is None or found[2] != _machine() or os.name == "nt":  # there, asking after a process could end it
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # it is somebody else's
+        return False
+    return False
 
 
 def _is_old(entry: os.DirEntry[str], latest: float) -> bool:

@@ -123,6 +123,11 @@ class InTurn:
         self.nbytes = nbytes
         self.slot = slot
         self._task: Callable[[], Any] | None = task
+        self._then: Callable[[], object] | None = None
+
+    def then(self, more: Callable[[], object]) -> None:
+        """Do something more when the task has succeeded, before the turn is over."""
+        self._then = more
 
     def give_up(self) -> None:
         """Do not run the task any more."""
@@ -140,8 +145,12 @@ class InTurn:
             raise RuntimeError("A task that waits for its turn can be run only once.")
         try:
             self.turn.begin()
-            return task()
+            result = task()
+            if self._then is not None:
+                self._then()
+            return result
         finally:
+            self._then = None
             self.turn.give_up()
 
 

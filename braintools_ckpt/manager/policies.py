@@ -1,0 +1,260 @@
+"""When to save and what to keep: pure functions of what is known.
+
+A save policy is any function of a `Moment` that says whether to save. A keep policy is any function of the checkpoints
+there are, the oldest first, and the time, that gives the steps it wants to keep; what no policy wants is deleted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Mode: TypeAlias = Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What is known of one checkpoint without loading it.
+
+    Attributes
+    ----------
+    step : int
+        Its number, which is in its name.
+    path : str
+        Where it is.
+    time : float
+        When it was saved, in seconds since 1970.
+    metrics : Mapping
+        The metrics that were saved with it, by name.
+    metadata : Mapping
+        The user's metadata.
+    nbytes : int
+        Size of the file.
+    """
+
+    step: int
+    path: str
+    time: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    nbytes: int = 0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a save policy decides upon.
+
+    Attributes
+    ----------
+    step : int
+        The step that could be saved.
+    now : float
+        The time, in seconds since 1970.
+    last_step : int or None
+        The latest step that was saved, or is being saved.
+    last_time : float or None
+        When that was.
+    preempted : bool
+        Whether the process has been asked to end.
+    """
+
+    step: int
+    now: float
+    last_step: int | None = None
+    last_time: float | None = None
+    preempted: bool = False
+
+
+SavePolicy: TypeAlias = Callable[[Moment], bool]
+KeepPolicy: TypeAlias = Callable[[Sequence[StepInfo], float], Collection[int]]
+
+
+# When to save.
+
+
+@dataclass(frozen=True)
+class EverySteps:
+    """Save the steps whose number can be divided by ``n``."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        _check_positive("EverySteps", self.n)
+
+    def __call__(self, moment: Moment) -> bool:
+        """Tell whether to save."""
+        return moment.step % self.n == 0
+
+
+@dataclass(frozen=True)
+class EverySeconds:
+    """Save when so many seconds have passed since the last save, and the first step of all."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _check_positive("EverySeconds", self.seconds)
+
+    def __call__(self, moment: Moment) -> bool:
+        """Tell whether to save."""
+        return moment.last_time is None or moment.now - moment.last_time >= self.seconds
+
+
+@dataclass(frozen=True)
+class AtSteps:
+    """Save these steps."""
+
+    steps: frozenset[int]
+
+    def __init__(self, steps: Iterable[int]) -> None:
+        object.__setattr__(self, "steps", frozenset(steps))
+
+    def __call__(self, moment: Moment) -> bool:
+        """Tell whether to save."""
+        return moment.step in self.steps
+
+
+@dataclass(frozen=True)
+class OnPreemption:
+    """Save when the process has been asked to end (see ``CheckpointManager(signals=...)``), and at no other time."""
+
+    def __call__(self, moment: Moment) -> bool:
+        """Tell whether to save."""
+        return moment.preempted
+
+
+def save_policy(given: object) -> SavePolicy:
+    """Give the policy that somebody means: one, several of which any may decide, a number of steps, or None for all."""
+    if given is None:
+        return lambda moment: True
+    if isinstance(given, int) and not isinstance(given, bool):
+        return EverySteps(given)
+    if isinstance(given, (list, tuple)):
+        policies = list(map(save_policy, given))
+        return lambda moment: any(policy(moment) for policy in policies)
+    if callable(given) and not isinstance(given, type):
+        return given
+    raise TypeError(f"save must be a policy, several in a list, a number of steps or None, got {given!r}.")
+
+
+# What to keep.
+
+
+@dataclass(frozen=True)
+class KeepLatest:
+    """Keep the ``n`` latest."""
+
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        _check_positive("KeepLatest", self.n)
+
+    def __call__(self, infos: Sequence[StepInfo], now: float) -> Collection[int]:
+        """Give the steps to keep."""
+        return [info.step for info in infos[-self.n :]]
+
+
+@dataclass(frozen=True)
+class KeepBest:
+    """Keep the ``n`` best by a metric; NaN, or no such metric at all, is worst, and of equals the later is better."""
+
+    n: int = 1
+    metric: str = "loss"
+    mode: Mode = "min"
+
+    def __post_init__(self) -> None:
+        _check_positive("KeepBest", self.n)
+        check_mode(self.mode)
+
+    def __call__(self, infos: Sequence[StepInfo], now: float) -> Collection[int]:
+        """Give the steps to keep."""
+        return [info.step for info in ranked(infos, self.metric, self.mode)[: self.n]]
+
+
+@dataclass(frozen=True)
+class KeepEvery:
+    """Keep the steps whose number can be divided by ``n``."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        _check_positive("KeepEvery", self.n)
+
+    def __call__(self, infos: Sequence[StepInfo], now: float) -> Collection[int]:
+        """Give the steps to keep."""
+        return [info.step for info in infos if info.step % self.n == 0]
+
+
+@dataclass(frozen=True)
+class KeepYounger:
+    """Keep what is not older than so many seconds."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _check_positive("KeepYounger", self.seconds)
+
+    def __call__(self, infos: Sequence[StepInfo], now: float) -> Collection[int]:
+        """Give the steps to keep."""
+        return [info.step for info in infos if now - info.time <= self.seconds]
+
+
+@dataclass(frozen=True)
+class KeepSteps:
+    """Keep these steps."""
+
+    steps: frozenset[int]
+
+    def __init__(self, steps: Iterable[int]) -> None:
+        object.__setattr__(self, "steps", frozenset(steps))
+
+    def __call__(self, infos: Sequence[StepInfo], now: float) -> Collection[int]:
+        """Give the steps to keep."""
+        return self.steps
+
+
+def keep_policy(given: object) -> KeepPolicy:
+    """Give the policy that somebody means: one, several that all count, a number of the latest, or None for all."""
+    if given is None:
+        return lambda infos, now: [info.step for info in infos]
+    if isinstance(given, int) and not isinstance(given, bool):
+        return KeepLatest(given)
+    if isinstance(given, (list, tuple)):
+        policies = list(map(keep_policy, given))
+        return lambda infos, now: {step for policy in policies for step in policy(infos, now)}
+    if callable(given) and not isinstance(given, type):
+        return given
+    raise TypeError(f"keep must be a policy, several in a list, a number of checkpoints or None, got {given!r}.")
+
+
+def to_delete(infos: Sequence[StepInfo], policy: KeepPolicy, now: float) -> list[StepInfo]:
+    """Give the checkpoints that nobody wants to keep; the latest is always kept."""
+    kept = set(policy(infos, now))
+    return [info for info in infos[:-1] if info.step not in kept]
+
+
+# What is best.
+
+
+def ranked(infos: Sequence[StepInfo], metric: str, mode: Mode) -> list[StepInfo]:
+    """Order checkpoints by a metric, the best first; NaN or none is worst, and of equals the later is better."""
+    sign = 1 if mode == "min" else -1
+
+    def key(info: StepInfo) -> tuple[bool, float, int]:
+        value = info.metrics.get(metric, math.nan)
+        return (True, 0.0, -info.step) if math.isnan(value) else (False, sign * value, -info.step)
+
+    return sorted(infos, key=key)
+
+
+def check_mode(mode: object) -> None:
+    """Refuse what is no mode."""
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode must be 'min' or 'max', got {mode!r}.")
+
+
+def _check_positive(name: str, number: float) -> None:
+    if isinstance(number, bool) or not number > 0:
+        raise ValueError(f"{name} needs a number greater than 0, got {number!r}.")
