@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .manager.policies import Moment as Moment
     from .manager.policies import OnPreemption as OnPreemption
     from .manager.policies import StepInfo as StepInfo
+    from .manager.run_state import run_state as run_state
     from .tree.mismatch import Mismatch as Mismatch
 
 _HOMES = {
@@ -99,6 +100,7 @@ _HOMES = {
         "OnPreemption",
         "StepInfo",
     ),
+    "manager.run_state": ("run_state",),
     "tree.mismatch": ("Mismatch",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

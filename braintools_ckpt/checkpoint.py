@@ -223,9 +223,10 @@ class Checkpoint(Mapping[str, Any]):
         units: UnitsMode = "exact",
         arrays: ArraysMode = "saved",
         raw: bool = False,
+        only: Any = None,
     ) -> Any:
         """Load the whole tree; the parameters are those of :func:`msgpack_load`."""
-        options = make_options(target, mismatch, partial, units, arrays, raw)
+        options = make_options(target, mismatch, partial, units, arrays, raw, only)
         self._check_open()
         return load_document(self._document, target, options, rename=rename, raw=raw)
 

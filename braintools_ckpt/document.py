@@ -35,9 +35,11 @@ import numpy as np
 from .dtypes import describe
 
 LIST, ARRAY, ITEMS, NODE, LEAF, REF, ARRAYS, NAMED_ARRAYS = range(8)
+# What tags mean for others than their own type; part of the format, so that it holds without their libraries, too.
+
 #: Objects that hold one value, and fit where that value would.
 CELL_TAGS = frozenset({"brainstate.State", "flax.nnx.Variable", "penzai.Variable"})
-#: Mappings that fit where any mapping with the same keys would.
+#: Mappings, and objects with named parts, that fit where any mapping with the same keys would.
 MAPPING_TAGS = frozenset(
     {
         "OrderedDict",
@@ -48,6 +50,11 @@ MAPPING_TAGS = frozenset(
         "flax.FrozenDict",
         "flax.nnx.State",
         "flax.nnx.Module",
+        "pytree",
+        "dataclass",
+        "equinox.Module",
+        "equinox.nn.State",
+        "brainpy.math.BrainPyObject",
     }
 )
 #: Mappings whose keys are tuples that lead through nested mappings.

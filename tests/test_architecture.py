@@ -49,7 +49,8 @@ THIRD_PARTY = {
     "tqdm": {"api"},
     "jax": {"adapters.jax", "adapters.nnx"},
     "brainunit": {"adapters.brainunit"},
-    "brainstate": {"adapters.brainstate"},
+    "brainstate": {"adapters.brainstate", "adapters.brainpy", "adapters.braintools"},
+    "braintools": {"adapters.braintools"},
     "flax": {"adapters.flax", "adapters.nnx"},
     "equinox": {"adapters.equinox"},
     "penzai": {"adapters.penzai"},
@@ -122,8 +123,11 @@ def points_down(item: Import) -> bool:
     by, of = part(item.by), part(item.of)
     if item.where == "types" or of in ("", "__init__"):  # the root holds nothing but the version
         return True
-    if by == "adapters":
-        return of in BELOW_ADAPTERS
+    if by == "adapters":  # and a library that is built on another may use what that one's does
+        return of in BELOW_ADAPTERS or (item.by, item.of) in {
+            ("adapters.brainpy", ".adapters.brainstate"),
+            ("adapters.braintools", ".adapters.brainstate"),
+        }
     if of == "adapters":
         return by in ("tree", "in_loop") and item.where == "function"
     if by == of:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache, partial
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import brainstate
@@ -24,11 +25,11 @@ from ..tree.containers import (
 from ..tree.decode import Decoder
 from ..tree.encode import Encoder
 from ..tree.merge import Merger
-from ..tree.nested import without
+from ..tree.nested import chosen_of_file, nest, unnest
 from ..tree.registry import Handler, Registry
 from ..tree.requests import Build
 from ..tree.scalars import class_name
-from ..tree.selection import Leaves, speaks_of, warn_of_random
+from ..tree.selection import FilterLibrary, Leaves, chosen, filtered, require_chosen
 
 State = brainstate.State
 RandomState = brainstate.random.RandomState
@@ -36,25 +37,41 @@ FlattedDict = brainstate.util.FlattedDict
 NestedDict = brainstate.util.NestedDict
 
 
+def _example(name: str) -> Any:
+    with suppress(TypeError):  # some are made of other things
+        return _own_kinds()[name](0.0) if name in _own_kinds() else None
+
+
+FILTERS = FilterLibrary(
+    to_predicate,
+    RandomState,
+    "If it has to be, pass only=(..., RandomState); if not, say so: only=All(..., Not(RandomState)), of "
+    "brainstate.util.filter.",
+    _example,
+)
+
+
 class StateHandler(CellHandler):
     """``State`` and its subclasses: the value is saved."""
 
     tag = "brainstate.State"
+    filters = FILTERS
 
     def encode(self, state: Any, encoder: Encoder) -> Value:
         """Write the value and the kind of state."""
+        require_chosen(state, encoder.selection, FILTERS)
         attributes: dict[str, Value] = {"class": _kind(type(state))}
         if state.name is not None:
             attributes["name"] = encoder.encode(state.name)
         if state.tag is not None:
             attributes["tag"] = encoder.encode(state.tag)
-        return [NODE, self.tag, encoder.encode(state.value), attributes]
+        return [NODE, self.tag, encoder.encode(self.read(state)), attributes]
 
     def encode_many(self, objects: list[Any], encoder: Encoder) -> list[Value] | None:
         """Write many states of one class, whose values are arrays or quantities."""
-        if any(state.name is not None or state.tag is not None for state in objects):
+        if encoder.selection is not None or any(s.name is not None or s.tag is not None for s in objects):
             return None
-        held = [state.value for state in objects]
+        held = list(map(self.read, objects))
         if any(issubclass(ty, State) for ty in set(map(type, held))):  # it could be among them, and hold itself
             return None
         values = encoder.many(held)
@@ -78,17 +95,17 @@ class StateHandler(CellHandler):
             made.tag = decoder.decode(attributes["tag"])
         return made
 
+
+class TreeStateHandler(StateHandler):
+    """``HiddenTreeState``: one array without a unit, which stands for many values by name, each with its own."""
+
     def read(self, cell: Any) -> Any:
-        """Give the state's value."""
-        return cell.value
+        """Give the values by name."""
+        return {name: cell.get_value(name) for name in cell.name2index}
 
     def write(self, cell: Any, value: Any) -> None:
-        """Set the state's value."""
-        cell.value = value
-
-    def undo(self, cell: Any) -> Callable[[], object]:
-        """Go past the setter, which may be what failed."""
-        return partial(vars(cell).update, dict(vars(cell)))
+        """Set the values."""
+        cell.set_value(value)
 
 
 def _kind(ty: type) -> str:
@@ -109,7 +126,10 @@ class NestedDictHandler(Handler):
 
     def encode(self, obj: Any, encoder: Encoder) -> Value:
         """Write the items."""
-        return encoder.node(self.tag, encoder.mapping(obj))
+        if encoder.selection is not None:
+            obj = nest(chosen(dict(obj.to_flat()), encoder.selection, FILTERS))
+        with filtered(encoder):
+            return encoder.node(self.tag, encoder.mapping(obj))
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Make a nested dict."""
@@ -120,6 +140,12 @@ class NestedDictHandler(Handler):
         items = as_items(mapping_state(value))
         if items is None:
             return container_mismatch(target, "a NestedDict", value, path, merger)
+        if merger.selection is not None:
+            flat = target.to_flat()
+            taken, value = chosen_of_file(dict(flat), value, merger, FILTERS)
+            with filtered(merger):
+                plan = merger.plan(nest(taken), value, path)
+            return lambda: type(target)(nest({**flat, **unnest(plan(), taken)}))
         plans = plan_fields(target, items, path, merger)
         return lambda: type(target)({key: plan() for key, plan in plans})
 
@@ -131,7 +157,9 @@ class FlattedDictHandler(Handler):
 
     def encode(self, obj: Any, encoder: Encoder) -> Value:
         """Write the items."""
-        return encoder.node(self.tag, encoder.mapping(obj))
+        states = FlattedDict(chosen(dict(obj), encoder.selection, FILTERS))
+        with filtered(encoder):
+            return encoder.node(self.tag, encoder.mapping(states))
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Make a flatted dict."""
@@ -139,12 +167,21 @@ class FlattedDictHandler(Handler):
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Plan by key; nested dicts, as ``braintools.file`` writes them, are followed along the keys."""
-        found = node_parts(value, self.tag)
-        items = as_items(found[0]) if found else as_items(mapping_state(value))
-        if items is None:
+        plans = _plan_flat(dict(target), value, path, merger)
+        if plans is None:
             return container_mismatch(target, "a FlattedDict", value, path, merger)
-        plans = plan_fields(target, items, path, merger, Steps) if found else _plan_nested(target, items, path, merger)
-        return lambda: type(target)({key: plan() for key, plan in plans})
+        return lambda: type(target)({**target, **{key: plan() for key, plan in plans}})
+
+
+def _plan_flat(leaves: Leaves, value: Value, path: LinkedPath, merger: Merger) -> list[tuple[Any, Build]] | None:
+    """Plan leaves by their paths; None if the file has no mapping."""
+    taken, value = chosen_of_file(leaves, value, merger, FILTERS)
+    found = node_parts(value, FlattedDictHandler.tag) or node_parts(value, ModuleHandler.tag)
+    items = as_items(found[0] if found else mapping_state(value))
+    if items is None:
+        return None
+    with filtered(merger):
+        return plan_fields(taken, items, path, merger, Steps) if found else _plan_nested(taken, items, path, merger)
 
 
 def _plan_nested(target: Any, items: dict[Any, Value], path: LinkedPath, merger: Merger) -> list[tuple[Any, Build]]:
@@ -198,14 +235,16 @@ class ModuleHandler(Handler):
 
     tag = "brainstate.Module"
 
+    def states(self, module: Any) -> Leaves:
+        """Give the states by path."""
+        return dict(brainstate.graph.states(module))
+
     def encode(self, module: Any, encoder: Encoder) -> Value:
         """Write the states."""
-        states = brainstate.graph.states(module)
-        if encoder.selection is not None:
-            chosen, left_out = encoder.selection.split(dict(states), to_predicate)
-            _warn_of_random(left_out, encoder.selection.only, "saved")
-            states = FlattedDict(chosen)
-        return encoder.node(self.tag, encoder.mapping(states), **{"class": class_name(type(module))})
+        states = FlattedDict(chosen(self.states(module), encoder.selection, FILTERS))
+        with filtered(encoder):
+            state = encoder.mapping(states)
+        return encoder.node(self.tag, state, **{"class": class_name(type(module))})
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Give the states: only a target can say how the module is built."""
@@ -217,16 +256,9 @@ class ModuleHandler(Handler):
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Plan all states of the module, which is changed in one step."""
-        states = brainstate.graph.states(target)
-        if merger.selection is not None:
-            states, left_out = merger.selection.split(dict(states), to_predicate)
-            value, dropped = without(value, left_out, merger)
-            _warn_of_random({key: left_out[key] for key in dropped}, merger.selection.only, "loaded")
-        found = node_parts(value, self.tag) or node_parts(value, FlattedDictHandler.tag)
-        items = as_items(found[0] if found else mapping_state(value))
-        if items is None:
+        plans = _plan_flat(self.states(target), value, path, merger)
+        if plans is None:
             return container_mismatch(target, f"a module {type(target).__name__}", value, path, merger)
-        plans = plan_fields(states, items, path, merger, Steps) if found else _plan_nested(states, items, path, merger)
 
         def build() -> Any:
             for _, plan in plans:
@@ -236,20 +268,11 @@ class ModuleHandler(Handler):
         return build
 
 
-def _warn_of_random(leaves: Leaves, only: Any, what: str) -> None:
-    random = [path for path, state in leaves.items() if isinstance(state, RandomState)]
-    if random and not speaks_of(only, RandomState):
-        warn_of_random(
-            random,
-            what,
-            "If it has to be, pass only=(..., RandomState); if not, say so: only=All(..., Not(RandomState)), of "
-            "brainstate.util.filter.",
-        )
-
-
 def set_up(registry: Registry) -> None:
     """Register the types of brainstate."""
     registry.register(State, StateHandler())
+    if hasattr(brainstate, "HiddenTreeState"):
+        registry.register(brainstate.HiddenTreeState, TreeStateHandler(), reads=False)
     registry.register(NestedDict, NestedDictHandler())
     registry.register(FlattedDict, FlattedDictHandler())
     registry.register(brainstate.graph.Node, ModuleHandler())

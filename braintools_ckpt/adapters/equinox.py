@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import equinox as eqx
+from equinox.nn._shared import SharedNode  # it has no public name
 
 from ..document import Value
-from ..errors import LinkedPath
+from ..errors import LinkedPath, SerializationError
+from ..tree.classes import Fail, failing_at
 from ..tree.containers import as_items, container_mismatch, mapping_state, node_parts, plan_fields
 from ..tree.decode import Decoder
-from ..tree.encode import Encoder
-from ..tree.merge import Merger
+from ..tree.encode import Encoder, Trouble
+from ..tree.merge import Merger, constant
 from ..tree.pytrees import PytreeHandler
 from ..tree.registry import Handler, Registry
 from ..tree.requests import Build
@@ -38,7 +40,7 @@ class StateHandler(Handler):
 
     def encode(self, state: Any, encoder: Encoder) -> Value:
         """Write the states."""
-        return encoder.node(self.tag, encoder.mapping(_named(state)))
+        return encoder.node(self.tag, encoder.mapping(_named(state, Trouble)))
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Give the states as a dict: what they belong to, only a target can say."""
@@ -54,19 +56,42 @@ class StateHandler(Handler):
         items = as_items(mapping_state(found[0] if found else value))
         if items is None:
             return container_mismatch(target, "an equinox.nn.State", value, path, merger)
-        plans = plan_fields(_named(target), items, path, merger)
+        plans = plan_fields(_named(target, failing_at(path, merger)), items, path, merger)
         _, markers = target.tree_flatten()
         return lambda: type(target).tree_unflatten(markers, [plan() for _, plan in plans])
 
 
-def _named(state: Any) -> dict[Any, Any]:
+class SharedNodeHandler(Handler):
+    """What ``nn.Shared`` puts where a part was that is tied to another one."""
+
+    tag = "function"  # as a function, it holds nothing
+    tracked = False
+
+    def encode(self, node: Any, encoder: Encoder) -> Value:
+        """Note the place."""
+        return encoder.leaf(self.tag, None, name="SharedNode")
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        """Keep the target's."""
+        if value is None or node_parts(value, self.tag) is not None:
+            return constant(target)
+        return merger.leaf_mismatch(target, "a SharedNode", value, path)
+
+
+def _named(state: Any, fail: Fail) -> dict[Any, Any]:
     values, markers = state.tree_flatten()
-    # Markers are texts once a model has been made, and objects without a name before.
-    names = [marker if isinstance(marker, str) else place for place, marker in enumerate(markers)]
-    return dict(zip(names, values, strict=True))
+    if not all(isinstance(marker, str) for marker in markers):
+        raise fail(
+            lambda path: SerializationError(
+                f"The equinox.nn.State at path {path} has no names for its states, by which they could be told apart. "
+                "Make model and state with equinox.nn.make_with_state (of equinox 0.13.1 or newer)."
+            )
+        )
+    return dict(zip(markers, values, strict=True))
 
 
 def set_up(registry: Registry) -> None:
     """Register the types of equinox."""
     registry.register(eqx.Module, ModuleHandler())
     registry.register(eqx.nn.State, StateHandler())
+    registry.register(SharedNode, SharedNodeHandler(), reads=False)

@@ -175,7 +175,12 @@ class TracerHandler(Handler):
                 "Cannot save the traced value at path {}: inside jit, scan or grad it has no data yet. Save outside of "
                 "the transformed function, or with braintools_ckpt.save_in_loop."
             )
-        dtype = tracer.dtype
+        dtype = getattr(tracer, "dtype", None)
+        if dtype is None:
+            raise _trouble(
+                "Cannot save the traced value at path {}: it is no array, but an object that jax traces as a whole, as "
+                "an nnx.Variable with hijax=True is. Save outside of the transformed function, or pass its value."
+            )
         if not isinstance(dtype, np.dtype):
             return encoder.leaf("jax.key", encoder.encode(jax.random.key_data(tracer)), impl=_impl(tracer))
         return encoder.array(dtype, tracer.shape, "jax_weak" if tracer.weak_type else "jax", tracer)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import collections
+import dataclasses
 from typing import Any
 
+from penzai.core.named_axes import NamedArray
 from penzai.core.variables import LabeledVariable
 
-from ..document import NODE, Value
+from ..document import LIST, NODE, Value
+from ..errors import LinkedPath
 from ..tree.cells import CellHandler
+from ..tree.containers import node_parts
 from ..tree.decode import Decoder
 from ..tree.encode import Encoder
-from ..tree.registry import Registry
+from ..tree.merge import Merger
+from ..tree.registry import Handler, Registry
+from ..tree.requests import Build
 from ..tree.scalars import class_name
 
 
@@ -33,19 +38,39 @@ class VariableHandler(CellHandler):
             "its plain value. Pass a target to get the variable back.",
         )
 
-    def read(self, cell: Any) -> Any:
-        """Give the variable's value."""
-        return cell.value
 
-    def write(self, cell: Any, value: Any) -> None:
-        """Set the variable's value."""
-        cell.value = value
+class NamedArrayHandler(Handler):
+    """``NamedArray``: its array, and the names of axes, which have to be the target's."""
 
-    def undo(self, cell: Any) -> Callable[[], object]:
-        """Go past the setter, which may be what failed."""
-        return partial(vars(cell).update, dict(vars(cell)))
+    tag = "penzai.NamedArray"
+
+    def encode(self, array: Any, encoder: Encoder) -> Value:
+        """Write the array and the names of its last axes."""
+        return [NODE, self.tag, encoder.encode(array.data_array), {"axes": _axes(array)}]
+
+    def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
+        """Give the array with its names, where these are texts."""
+        data, names = decoder.decode(state), decoder.sequence(attributes["axes"])
+        axes = zip(names, data.shape[data.ndim - len(names) :], strict=True)
+        return NamedArray(named_axes=collections.OrderedDict(axes), data_array=data)
+
+    def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
+        """Plan the array."""
+        found = node_parts(value, self.tag)
+        if found is None:
+            return merger.leaf_mismatch(target, "a NamedArray", value, path)
+        wanted, got = _axes(target)[1:], found[1]["axes"][1:]
+        if wanted != got:
+            return merger.mismatch("leaf", target, path, "Named axes mismatch", str(wanted), str(got))
+        plan = merger.plan(target.data_array, found[0], path)
+        return lambda: dataclasses.replace(target, data_array=plan())
+
+
+def _axes(array: Any) -> list[Value]:
+    return [LIST, *(name if isinstance(name, str) else repr(name) for name in array.named_axes)]
 
 
 def set_up(registry: Registry) -> None:
     """Register the types of penzai."""
     registry.register(LabeledVariable, VariableHandler())
+    registry.register(NamedArray, NamedArrayHandler())

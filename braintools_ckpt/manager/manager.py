@@ -85,6 +85,7 @@ class CheckpointManager:
     --------
     >>> import tempfile
     >>> import jax.numpy as jnp
+    >>> from braintools_ckpt import CheckpointManager, KeepBest, KeepLatest
     >>> def train(state):
     ...     return {"w": state["w"] + 1}
     >>> folder = tempfile.mkdtemp()
@@ -266,12 +267,24 @@ class CheckpointManager:
         return [info.step for info in self._catalog.scan()]
 
     def latest_step(self) -> int | None:
-        """Give the latest step, or None if there is none."""
+        """Give the latest step.
+
+        Returns
+        -------
+        int or None
+            The step; None if there is no checkpoint.
+        """
         steps = self.all_steps()
         return steps[-1] if steps else None
 
     def best_step(self) -> int | None:
-        """Give the step with the best metric, or None if none has it."""
+        """Give the step with the best metric.
+
+        Returns
+        -------
+        int or None
+            The step; None if no checkpoint has the metric, or only as NaN.
+        """
         infos = [info for info in self._catalog.scan() if not math.isnan(info.metrics.get(self._metric, math.nan))]
         return ranked(infos, self._metric, self._mode)[0].step if infos else None
 
@@ -299,7 +312,23 @@ class CheckpointManager:
         return found
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Give the metrics of a step; as :meth:`info`."""
+        """Give the metrics of a step.
+
+        Parameters
+        ----------
+        step : int
+            Its step.
+
+        Returns
+        -------
+        dict
+            Metrics by name.
+
+        Raises
+        ------
+        CheckpointNotFoundError
+            If there is no valid checkpoint of that step.
+        """
         return dict(self.info(step).metrics)
 
     def _missing(self, step: int) -> Exception:
@@ -475,9 +504,9 @@ class CheckpointManager:
         poll : float, default 1.0
             Seconds between two looks.
 
-        Yields
-        ------
-        int
+        Returns
+        -------
+        iterator of int
             Steps, each once, in order. What is deleted before its turn is left out.
         """
         last = -1

@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from ..document import Value
 from ..errors import HandlerError, LinkedPath
 from .containers import node_parts
-from .merge import Merger, same_values
+from .merge import Merger, constant, same_values
 from .registry import Handler
 from .requests import Build
+from .selection import FilterLibrary
 
 
 class CellHandler(Handler):
     """Plans the value of a cell; the cell takes it when everything else has succeeded."""
 
     stateful = True
+    #: How filters are read that may leave the cell out.
+    filters: ClassVar[FilterLibrary | None] = None
 
     def read(self, cell: Any) -> Any:
         """Give the value of a cell."""
-        raise NotImplementedError
+        return cell.value
 
     def write(self, cell: Any, value: Any) -> None:
         """Give a cell another value."""
-        raise NotImplementedError
+        cell.value = value
 
     def undo(self, cell: Any) -> Callable[[], object]:
-        """Give what takes the next change of a cell back."""
-        raise NotImplementedError
+        """Give what takes the next change of a cell back, past its setter, which may be what failed."""
+        return partial(vars(cell).update, dict(vars(cell)))
+
+    def key(self, cell: Any) -> Hashable:
+        """Give what is the same for a cell wherever it is met."""
+        return id(cell)
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
-        """Plan the value."""
+        """Plan the value; a cell that a filter leaves out stays as it is."""
+        if self.filters and merger.selection and not merger.selection.split({(): target}, self.filters)[0]:
+            return constant(target)
         found = node_parts(value, self.tag)
         old = self.read(target)
         plan = merger.plan(old, found[0] if found else value, path)
         # Met twice, and not because the file has one cell there: both values have to be the same.
-        first = merger.cells.setdefault(id(target), (target, plan))[1]
+        first = merger.cells.setdefault(self.key(target), (target, plan))[1]
         if first is not plan:
             return lambda: self._confirm(target, old, first(), plan(), path, merger)
         return partial(self._assign_built, target, plan, merger)
@@ -46,15 +55,15 @@ class CellHandler(Handler):
         self, targets: list[Any], values: list[Value], paths: list[LinkedPath], merger: Merger
     ) -> list[Build] | None:
         """Plan many cells that were not met before, whose values fit."""
-        ids = set(map(id, targets))
-        if len(ids) < len(targets) or not merger.cells.keys().isdisjoint(ids):
+        keys = set(map(self.key, targets))
+        if len(keys) < len(targets) or not merger.cells.keys().isdisjoint(keys):
             return None
-        if any(node_parts(value, self.tag) is None for value in values):
+        if merger.selection is not None or any(node_parts(value, self.tag) is None for value in values):
             return None
         plans = merger.plan_alike(list(map(self.read, targets)), [value[2] for value in values], paths)
         if plans is None:
             return None
-        merger.cells.update((id(target), (target, plan)) for target, plan in zip(targets, plans, strict=True))
+        merger.cells.update((self.key(target), (target, plan)) for target, plan in zip(targets, plans, strict=True))
         return [partial(self._assign_built, target, plan, merger) for target, plan in zip(targets, plans, strict=True)]
 
     def _assign_built(self, target: Any, plan: Build, merger: Merger) -> Any:

@@ -11,7 +11,7 @@ from ..errors import CheckpointError, CorruptCheckpointError, Path, format_path
 from ..walking import walking
 from ..warn import warn
 from .encode import Trouble
-from .registry import ADAPTERS, Registry
+from .registry import LIBRARIES, Handler, Registry
 
 #: What built-in handlers raise when a file holds a state that their type cannot have.
 BAD_STATE = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError)
@@ -42,6 +42,7 @@ class Decoder:
         self._array = array
         self._shared: dict[int, Any] = {}
         self._warned: set[str] = set()
+        self._handlers: dict[str, Handler | None] = {}
 
     def decode(self, value: Value) -> Any:
         """Decode one value and all below it."""
@@ -68,7 +69,7 @@ class Decoder:
     def _object(self, value: Value) -> Any:
         tag, state = value[1], value[2]
         attributes = value[3] if len(value) > 3 else {}
-        handler = self.registry.by_tag(tag)
+        handler = self._handlers[tag] if tag in self._handlers else self._handler(tag)
         if handler is None:
             return self.plain(state, _missing(tag))
         try:
@@ -80,6 +81,11 @@ class Decoder:
             raise Trouble(
                 lambda path: CorruptCheckpointError(f"The {tag!r} at path {path} has no valid state: {reason}.")
             ) from error
+
+    def _handler(self, tag: str) -> Handler | None:
+        # Found once a load, also where there is none: to look for a library that is not installed takes long.
+        handler = self._handlers[tag] = self.registry.by_tag(tag)
+        return handler
 
     # What handlers build their objects from.
 
@@ -258,10 +264,11 @@ def _missing(tag: str) -> str:
             "value. Import the module that registers it before loading, or pass a target."
         )
     library = tag.partition(".")[0]
-    if library in ADAPTERS:
+    if library in LIBRARIES:
         return (
-            f"The checkpoint holds a {tag!r}, but {library} is not installed: it is loaded as a plain value. "
-            f"Run: pip install {library}"
+            f"The checkpoint holds a {tag!r}, but {library} is not installed, or too old: it is loaded as a plain "
+            "value. "
+            f"Run: pip install --upgrade {library}"
         )
     return (
         f"The checkpoint holds a {tag!r}, which this version of braintools_ckpt does not know: it is loaded as a "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -472,11 +473,22 @@ def _type_name(obj: Any) -> str:
     return ty.__qualname__ if ty.__module__ == "builtins" else f"{ty.__module__}.{ty.__qualname__}"
 
 
+#: Types of functions; those of jax by name, since jax may not be there.
+_FUNCTIONS = (types.FunctionType, type, np.ufunc)
+_FUNCTIONS_OF_JAX = {"PjitFunction", "custom_jvp", "custom_vjp", "ufunc"}
+
+
 def is_function(obj: Any) -> bool:
-    """Tell whether an object is a function or class, and so holds nothing that could be saved."""
-    if isinstance(obj, types.FunctionType | types.BuiltinFunctionType | type | np.ufunc):
+    """Tell whether an object is a function or class that holds nothing which could be saved."""
+    if isinstance(obj, _FUNCTIONS):
         return True
-    return callable(obj) and type(obj).__module__.partition(".")[0] in ("jax", "jaxlib")
+    if isinstance(obj, types.BuiltinFunctionType):  # not the method of an object
+        return obj.__self__ is None or isinstance(obj.__self__, types.ModuleType)
+    if isinstance(obj, functools.partial):
+        held = (*obj.args, *obj.keywords.values())
+        return is_function(obj.func) and all(item is None or type(item) in (bool, int, float, str) for item in held)
+    ty = type(obj)
+    return ty.__name__ in _FUNCTIONS_OF_JAX and ty.__module__.partition(".")[0] in ("jax", "jaxlib")
 
 
 def _function_name(obj: Any) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress, repeat
 from typing import Any, Literal, TypeAlias
@@ -106,8 +106,8 @@ class Merger:
         self._whole_indices: set[int] = set()
         self._seen: set[int] = set()
         self.private: set[int] = set()
-        #: Cells of the target that a plan was made for: id -> (the cell, the plan of its value).
-        self.cells: dict[int, tuple[Any, Build]] = {}
+        #: Cells of the target that a plan was made for: what is theirs alone -> (the cell, the plan of its value).
+        self.cells: dict[Hashable, tuple[Any, Build]] = {}
         self._objects: dict[int, Any] = {}
         self.decoder = Decoder(document, registry, self._objects.__getitem__)
         self._parts: list[Merger] = []
@@ -122,6 +122,8 @@ class Merger:
                 return self.plan_decoded(value)
             if is_function(target) and (value is None or _tags(value) == ("function",)):
                 return constant(target)
+            if is_function(target):
+                return self.leaf_mismatch(target, "a function", value, path)
             raise SerializationError(
                 f"Cannot load into a {type(target).__module__}.{type(target).__qualname__} at path "
                 f"{self.format(path)}: no handler is registered for it. Decorate the class with "
@@ -133,6 +135,8 @@ class Merger:
                 return self._plan_shared(target, value[1], path)
             if kind == NODE and value[1] in CELL_TAGS and value[1] != handler.tag:
                 return self.plan(target, value[2], path)
+            if target is None and _tags(value) == ("function",):
+                return constant(None)  # as equinox.filter leaves functions out
             if kind in (ARRAYS, NAMED_ARRAYS) and not handler.takes_runs:
                 value = written_out(value)
         return handler.plan(target, value, path, self)
@@ -468,9 +472,9 @@ def _merge(merger: Merger, target: Any, path: LinkedPath) -> Any:
         merger.transaction = current
         try:
             build = merger.plan_all(target, path)
-            if merger.selection is not None:
-                merger.selection.confirm()
             merger.report.raise_errors()
+            if merger.selection is not None and not merger.report.found:
+                merger.selection.confirm()
             merger.execute()
             merger.report.raise_errors()
             result = merger.build_all(build)

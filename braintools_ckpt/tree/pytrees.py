@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..document import Value
-from ..errors import LinkedPath
+from ..errors import HandlerError, LinkedPath
 from .classes import lost_class
-from .containers import as_items, container_mismatch, node_parts, plan_fields
+from .containers import as_items, container_mismatch, mapping_state, plan_fields
 from .decode import Decoder
 from .encode import Encoder
 from .merge import Merger
@@ -61,13 +61,23 @@ class PytreeHandler(Handler):
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Plan by key."""
-        found = node_parts(value, self.tag)
-        items = as_items(found[0] if found else value)
+        items = as_items(mapping_state(value))
         if items is None:
             return container_mismatch(target, f"a {type(target).__name__}", value, path, merger)
         children, unflatten = take_apart(target)
         plans = plan_fields(children, items, path, merger)
-        return lambda: unflatten([plan() for _, plan in plans])
+
+        def build() -> Any:
+            parts = [plan() for _, plan in plans]
+            try:
+                return unflatten(parts)
+            except Exception as error:
+                raise HandlerError(
+                    f"The class {type(target).__qualname__} failed to make its object from what was loaded, at path "
+                    f"{merger.format(path)}: {type(error).__name__}: {error}"
+                ) from error
+
+        return build
 
 
 def set_up(registry: Registry) -> None:

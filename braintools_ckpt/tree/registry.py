@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 from ..document import Kind, Value
-from ..errors import LinkedPath, RegistrationError
+from ..errors import LinkedPath, MissingLibraryError, RegistrationError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,11 +33,13 @@ ADAPTERS = {
     "equinox": "equinox",
     "penzai": "penzai",
     "brainpy.math": "brainpy",
+    "braintools": "braintools",
     "brainunit": "brainunit",
     "saiunit": "brainunit",
     "brainstate": "brainstate",
 }
-
+#: The packages that these are in.
+LIBRARIES = frozenset(name.partition(".")[0] for name in ADAPTERS)
 
 T = TypeVar("T")
 #: Makes of dtype, shape and kind what whoever asks wants to have; of equal ones in a row only once.
@@ -119,8 +122,10 @@ class Registry:
         self._activated: dict[str, bool] = {}
         self._cache: dict[type, Handler] = {}
 
-    def register(self, ty: type, handler: Handler, *, override: bool = False) -> None:
+    def register(self, ty: type, handler: Handler, *, override: bool = False, reads: bool = True) -> None:
         """Let ``handler`` look after ``ty`` and its subclasses.
+
+        ``reads`` says whether it makes objects of what files have under its tag; else another handler does.
 
         Raises
         ------
@@ -135,19 +140,20 @@ class Registry:
                     f'a serialization handler for "{ty.__name__}" is already registered: {present!r}. '
                     "Pass override=True to replace it."
                 )
-            holder = self._tags.get(handler.tag)
+            tag = handler.tag if reads else ""
+            holder = self._tags.get(tag)
             # Running a notebook cell again defines its class anew; the old one is then of no use.
             again = holder is not None and _same_name(getattr(holder, "type", None), ty)
-            if handler.tag and holder not in (None, present, handler) and not (override or again):
+            if tag and holder not in (None, present, handler) and not (override or again):
                 raise RegistrationError(
                     f"the name {handler.tag.removeprefix('class:')!r} is already registered by {holder!r}. "
                     "Pass another name=, or override=True to replace it."
                 )
-            if present is not None and self._tags.get(present.tag) is present:
-                del self._tags[present.tag]
             self._types[ty] = handler
-            if handler.tag:
-                self._tags[handler.tag] = handler
+            if present is not None and self._tags.get(present.tag) is present and present not in self._types.values():
+                del self._tags[present.tag]
+            if tag:
+                self._tags[tag] = handler
             self._cache = {}
 
     def register_rule(self, applies: Callable[[Any], bool], handler: Handler, *, structural: bool = False) -> None:
@@ -202,10 +208,10 @@ class Registry:
 
     def by_tag(self, tag: str) -> Handler | None:
         """Find the handler that reads a tag, or None; may activate an adapter of the fixed table."""
-        handler = self._tags.get(tag)
-        if handler is None and self._activate_for_name(tag):
-            handler = self._tags.get(tag)
-        return handler
+        if tag not in self._tags:
+            with suppress(MissingLibraryError):  # an old version that is of no use is as good as none
+                self._activate_for_name(tag)
+        return self._tags.get(tag)
 
     def activate_for(self, ty: type) -> None:
         """Activate the adapters of every library in the MRO of a type."""
@@ -231,7 +237,7 @@ class Registry:
                 except BaseException as error:
                     del self._activated[name]
                     missing = error.name if isinstance(error, ModuleNotFoundError) else None
-                    if missing is None or missing.partition(".")[0] not in ADAPTERS:
+                    if missing is None or missing.partition(".")[0] not in LIBRARIES:
                         raise
                     return False
             return self._activated[name]

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from ..errors import Path
+
+#: What has attributes, but no state of the caller's.
+_CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, type)
+#: How deep objects are looked into, each once: as a module lies in modules in an object of the user's.
+_DEPTH = 10
+
+
+def _may_change(item: Any) -> bool:
+    if isinstance(item, (list, dict)):
+        return True
+    ty: type = type(item)
+    return (hasattr(item, "__dict__") or bool(_slots(ty))) and not isinstance(item, _CODE)
 
 
 class Transaction:
@@ -31,17 +44,17 @@ class Transaction:
         """Where the list of changes stands now."""
         return len(self._undo)
 
-    def remember(self, obj: Any, levels: int = 3) -> None:
+    def remember(self, obj: Any) -> None:
         """Keep what an object holds that somebody else's code is about to be given.
 
-        Attributes, lists and dicts are kept to some depth, so also the values of states among them. Arrays are not:
-        what is written into one in place stays.
+        Attributes, lists and dicts are kept to some depth, so also the values of states and modules among them. Arrays
+        are not: what is written into one in place stays.
         """
-        if levels == 0:
-            return
-        for item in self._remember_one(obj):
-            if isinstance(item, (list, dict)) or (hasattr(item, "__dict__") and not callable(item)):
-                self.remember(item, levels - 1)
+        level, seen = [obj], {id(obj)}
+        for _ in range(_DEPTH):
+            held = {id(item): item for each in level for item in self._remember_one(each) if _may_change(item)}
+            level = [item for key, item in held.items() if key not in seen]
+            seen.update(held)
 
     def _remember_one(self, obj: Any) -> Iterable[Any]:
         """Keep one object, and give what it holds."""
@@ -54,7 +67,8 @@ class Transaction:
         if isinstance(mapping, dict):
             self._undo.append(partial(_refill, mapping, dict(mapping)))
             held += mapping.values()
-        for name in _slots(type(obj)):
+        ty: type = type(obj)
+        for name in _slots(ty):
             if hasattr(obj, name):
                 held.append(getattr(obj, name))
                 self._undo.append(partial(object.__setattr__, obj, name, held[-1]))
@@ -75,6 +89,7 @@ def _refill(mapping: dict[Any, Any], items: dict[Any, Any]) -> None:
     mapping.update(items)
 
 
+@lru_cache(maxsize=1024)
 def _slots(ty: type) -> list[str]:
     slots = [base.__dict__.get("__slots__", ()) for base in ty.__mro__]
     names = [name for given in slots for name in ([given] if isinstance(given, str) else given)]
