@@ -519,7 +519,7 @@ class Loose(nnx.Module):
         self.pair = nnx.data((jnp.full(2, value), {"deep": jnp.full(1, value)}))
         self.table = nnx.data({"p": nnx.Param(jnp.full(1, value)), "a": jnp.full(1, value), "t": (jnp.full(1, value),)})
         self.items = nnx.List([jnp.full(1, value), nnx.Param(jnp.full(1, value))])
-        self.number = nnx.data(value)
+        self.number = nnx.data(value) if HAS_REFERENCES else 0  # before, numbers were no state
         if HAS_REFERENCES:
             self.reference = nnx.data(jax.new_ref(jnp.full(1, value)))
 
