@@ -13,7 +13,7 @@ from typing import Any
 
 from .cases import CASES
 from .lineup import PEERS
-from .runner import PeerResults, Settings, TreeResults, announce, measure_tree, usable
+from .runner import PeerResults, Settings, TreeResults, announce, measure_tree, merged, usable
 from .trees import TREES, Tree
 
 _COMMANDS = ("suite", "import", "scaling", "phases", "report")
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     default = [name for name, case in CASES.items() if case.default]
     suite.add_argument("--cases", nargs="+", default=default, help=f"of {', '.join(CASES)}; +CASE adds to the default")
     suite.add_argument("--patience", type=float, default=20.0, help="what takes more seconds is not repeated")
-    suite.add_argument("--keep", action="store_true", help="keep results of other trees that stand in the folder")
+    suite.add_argument("--keep", action="store_true", help="keep other results that stand in the folder")
     scaling = commands.add_parser("scaling", help="time against bytes and leaves")
     scaling.add_argument("--size", type=_bytes, default=8 << 30, help="the most bytes")
     scaling.add_argument("--leaves", type=int, default=1_000_000, help="the most leaves")
@@ -95,7 +95,8 @@ def _suite(options: argparse.Namespace) -> None:
         options.timeout,
         options.patience,
     )
-    trees: dict[str, TreeResults] = _load(options.out)["trees"] if options.keep else {}
+    known: dict[str, TreeResults] = _load(options.out)["trees"] if options.keep else {}
+    trees = dict(known)
     results: dict[str, Any] = {
         "machine": describe(options.directory),
         "rounds": options.rounds,
@@ -112,7 +113,7 @@ def _suite(options: argparse.Namespace) -> None:
         announce(tree, amount, settings)
 
         def keep(found: TreeResults, name: str = name) -> None:
-            trees[name] = found
+            trees[name] = merged(known.get(name), found)
             _store(options.out, results)
 
         measure_tree(tree, amount, settings, keep)

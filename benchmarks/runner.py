@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,18 @@ class TreeResults:
     kind: str
     payload: int
     peers: dict[str, PeerResults] = field(default_factory=dict)
+
+
+def merged(known: TreeResults | None, found: TreeResults) -> TreeResults:
+    """Give results with those of peers and cases beside them that were measured before and not again."""
+    if known is None or known.payload != found.payload:
+        return found
+    peers = {}
+    for name in dict.fromkeys([*known.peers, *found.peers]):
+        old, new = (results.peers.get(name, PeerResults()) for results in (known, found))
+        size = old.size if new.size is None else new.size
+        peers[name] = PeerResults(size, {**old.refused, **new.refused}, {**old.cases, **new.cases})
+    return replace(found, peers=peers)
 
 
 def measure_tree(tree: Tree, amount: int, settings: Settings, report: Callable[[TreeResults], None]) -> TreeResults:
