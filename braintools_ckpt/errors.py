@@ -43,11 +43,10 @@ class AlreadyExistsError(InvalidCheckpointPath, FileExistsError):
 class StepExistsError(AlreadyExistsError):
     """There is a checkpoint of the step already."""
 
-    def __init__(self, path: object, step: int) -> None:
-        InvalidCheckpointPath.__init__(
-            self, f"There is a checkpoint of step {step} already: {path}. Pass force=True to replace it."
-        )
-        self._given = (path, step)
+    def __init__(self, path: object, step: int, problem: str = "") -> None:
+        what = f"What stands for step {step} {problem}" if problem else f"There is a checkpoint of step {step} already"
+        InvalidCheckpointPath.__init__(self, f"{what}: {path}. Pass force=True to replace it.")
+        self._given = (path, step, problem)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
@@ -264,7 +265,7 @@ def test_a_corrupt_latest_is_told_of_and_the_one_before_is_used(tmp_path):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     manager = CheckpointManager(tmp_path)
     assert manager.all_steps() == [1, 2, 3]  # its data are looked at when it is loaded
-    with pytest.warns(UserWarning, match=r"Step 2 was loaded, since later .*0000000004.ckpt: .*0000000003.ckpt: "):
+    with pytest.warns(UserWarning, match=r"Step 2 was loaded, since other .*0000000004.ckpt: .*0000000003.ckpt: "):
         step, state = manager.restore_or(tree(0))
     assert (step, state["step"]) == (2, 2)
     with pytest.raises(CorruptCheckpointError):
@@ -285,7 +286,7 @@ def test_when_all_are_corrupt_a_run_does_not_begin_anew(tmp_path):
 def test_a_corrupt_best_is_followed_by_the_next_best(tmp_path):
     manager = filled(tmp_path, [10, 20, 30])
     damage(tmp_path / "0000000020.ckpt")
-    with pytest.warns(UserWarning, match="or better"):
+    with pytest.warns(UserWarning, match="Step (10|30) was loaded"):
         assert manager.restore("best")["step"] in (10, 30)
 
 
@@ -336,7 +337,7 @@ def test_delete(tmp_path):
 
 def test_the_latest_is_never_deleted_and_steps_that_come_late_are_judged_like_others(tmp_path):
     manager = filled(tmp_path, [10, 5, 20, 1], keep=[KeepBest(1)])
-    assert manager.all_steps() == [20]
+    assert manager.all_steps() == [1, 20]  # what has just been saved stays until the next
     manager = filled(tmp_path, [30, 40], keep=KeepBest(1))
     assert manager.all_steps() == [20, 40]
 
@@ -374,15 +375,15 @@ def test_what_cannot_be_deleted_stays_and_is_tried_again(tmp_path, monkeypatch, 
 def test_a_save_that_fails_deletes_nothing(how, tmp_path, monkeypatch):
     manager = filled(tmp_path, [1, 2], keep=1, async_save=how)
     assert manager.all_steps() == [2]
-    replace = os.replace
 
     def full(*paths, **more):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "link", full)
     with pytest.raises(OSError, match="No space left"):
         manager.save(3, tree(3)) and manager.wait()
-    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.undo()
     assert os.listdir(tmp_path) == ["0000000002.ckpt"]
     assert manager.restore()["step"] == 2
     manager.save(4, tree(4))
@@ -554,3 +555,261 @@ def test_repr(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert repr(CheckpointManager(tmp_path / "no")) == f"<CheckpointManager of {tmp_path / 'no'}: no checkpoint>"
+
+
+# What others do in the meantime.
+
+
+@pytest.mark.parametrize("keep", [3, KeepBest(1), [2, KeepEvery(50)]])
+def test_files_that_were_removed_by_hand_count_no_more(keep, tmp_path):
+    manager = filled(tmp_path, [80, 90, 100], keep=keep)
+    for name in os.listdir(tmp_path):
+        os.unlink(tmp_path / name)
+    assert manager.restore_or(tree(0))[0] == 0
+    for step in (10, 20, 30):
+        assert manager.save(step, tree(step), {"loss": step})
+    manager.wait()
+    assert manager.all_steps() == {3: [10, 20, 30]}.get(keep if isinstance(keep, int) else 0, manager.all_steps())
+    assert 30 in manager.all_steps()
+
+
+def test_files_of_another_writer_are_judged_too(tmp_path):
+    one, other = CheckpointManager(tmp_path, keep=2), CheckpointManager(tmp_path, keep=2)
+    for step in range(1, 8):
+        (one if step % 2 else other).save(step, tree(step))
+        one.wait(), other.wait()
+    assert one.all_steps() == [6, 7]
+
+
+def test_a_run_that_goes_back(tmp_path):
+    manager = filled(tmp_path, [80, 90, 100], keep=2)
+    assert manager.delete_after(90) == [100]
+    for step in (95, 96, 97):
+        manager.save(step, tree(step))
+    manager.wait()
+    assert manager.all_steps() == [96, 97]
+    manager = filled(tmp_path / "other", [80, 90, 100], keep=2)
+    manager.save(95, tree(95))
+    manager.wait()
+    assert 95 in manager.all_steps()
+
+
+ODD = {
+    "a directory": lambda path: path.mkdir(),
+    "a pipe": os.mkfifo,
+    "a loop": lambda path: path.symlink_to(path.name),
+    "a foreign file": lambda path: path.write_bytes(b"HDF not of ours"),
+    "a number": lambda path: path.write_bytes(b"1"),
+    "an empty file": lambda path: path.touch(),
+    "odd metadata": lambda path: bt.msgpack_save(
+        path, tree(9), metadata={"metrics": {"x": 10**400, "loss": "low"}, "time": float("nan")}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_entries_are_told_of_and_skipped(kind, tmp_path, caplog):
+    filled(tmp_path, [1, 2])
+    ODD[kind](tmp_path / "0000000009.ckpt")
+    manager = CheckpointManager(tmp_path)
+    valid = kind == "odd metadata"
+    assert manager.all_steps() == [1, 2, 9][: 3 if valid else 2]
+    if valid:
+        assert manager.metrics(9) == {}
+        return
+    manager.all_steps(), manager.all_steps()
+    assert caplog.text.count("0000000009.ckpt is left out") == 1
+    with pytest.warns(UserWarning, match="Step 2 was loaded, since other checkpoints cannot be: 0000000009.ckpt"):
+        assert manager.restore_or(tree(0))[0] == 2
+    with pytest.raises(CorruptCheckpointError):
+        manager.restore(strict=True)
+    with pytest.raises(StepExistsError, match="What stands for step 9 is a file that cannot be read"):
+        manager.save(9, tree(9))
+
+
+def test_a_link_to_nothing_is_nothing(tmp_path):
+    (tmp_path / "0000000009.ckpt").symlink_to("gone")
+    assert CheckpointManager(tmp_path).restore_or(tree(0))[0] == 0
+
+
+# Saves that meet.
+
+
+def test_a_step_that_is_being_saved_exists(tmp_path):
+    begin, go_on = threading.Event(), threading.Event()
+    with bt.AsyncManager(max_pending=3) as own:
+        manager = CheckpointManager(tmp_path, async_save=own)
+        own.save_async(lambda: (begin.set(), go_on.wait()))
+        begin.wait()
+        assert manager.save(1, tree(1))
+        with pytest.raises(StepExistsError, match="What stands for step 1 is being saved"):
+            manager.save(1, tree(2))
+        go_on.set()
+        assert manager.metrics(1) == {}  # waits for it
+    assert manager.restore(1)["step"] == 1
+
+
+def test_one_of_two_writers_of_a_step_wins(tmp_path):
+    one, other = (CheckpointManager(tmp_path, async_save=False) for _ in range(2))
+    one.save(1, tree(1))
+    other._catalog.look = lambda step: None  # it looked just before
+    with pytest.raises(StepExistsError):
+        other.save(1, tree(2))
+    assert one.restore(1)["step"] == 1
+
+
+def test_after_a_save_that_failed_the_policy_knows(tmp_path, monkeypatch):
+    manager = CheckpointManager(tmp_path, save=EverySeconds(3600))
+
+    def full(*paths, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(os, "replace", full)
+    manager.save(1, tree(1))
+    with pytest.raises(OSError, match="No space"):
+        manager.wait()
+    monkeypatch.undo()
+    assert manager.should_save(2)
+    assert manager.save(2, tree(2))
+    assert not manager.should_save(3)
+    manager.wait()
+    assert not manager.should_save(3)
+
+
+def test_old_failures_do_not_come_out_of_loads_and_deletions(tmp_path, monkeypatch):
+    manager = filled(tmp_path, [1, 2])
+    monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(os, "replace", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full")))
+    manager.save(3, tree(3))
+    time.sleep(0.1)
+    manager.delete(1)
+    assert manager.restore_or(tree(0))[0] == 2
+    with pytest.raises(OSError, match="full"):
+        manager.wait()
+
+
+def test_a_policy_of_what_to_keep_that_fails_deletes_nothing(tmp_path, caplog):
+    manager = filled(tmp_path, [1, 2, 3], keep=lambda infos, now: infos[-2:])
+    assert manager.all_steps() == [1, 2, 3]
+    assert "nothing is deleted" in caplog.text
+
+
+# Best.
+
+
+def test_the_best_is_judged_as_it_is_kept(tmp_path):
+    manager = CheckpointManager(tmp_path, keep=[KeepBest(2, "acc", "max"), 1])
+    for step, acc in ((1, 0.9), (2, 0.95), (3, 0.1)):
+        manager.save(step, tree(step), {"acc": acc})
+    manager.wait()
+    assert manager.best_step() == 2
+    assert manager.restore("best")["step"] == 2
+    other = CheckpointManager(tmp_path, metric="f1")
+    with pytest.raises(CheckpointNotFoundError, match="no checkpoint has the metric 'f1'; there are: acc"):
+        other.restore("best")
+
+
+def test_clocks_that_go_back(tmp_path):
+    assert EverySeconds(5)(Moment(1, 100.0, 0, 1e9)) is True
+    assert EverySeconds(5)(Moment(1, 100.0, 0, math.nan)) is True
+
+
+@pytest.mark.parametrize("given", [[], "3", 2.5])
+def test_policies_that_are_none(given, tmp_path):
+    for name in ("save", "keep"):
+        with pytest.raises(TypeError, match=f"{name} must be a policy"):
+            CheckpointManager(tmp_path, **{name: given})
+    with pytest.raises(ValueError, match="needs a whole number"):
+        KeepLatest(2.5)
+    with pytest.raises(ValueError, match="steps must be whole numbers"):
+        KeepSteps("12")
+    with pytest.raises(TypeError, match="async_save must be"):
+        CheckpointManager(tmp_path, async_save="yes")
+
+
+def test_what_a_run_begins_with_may_be_made_in_many_ways(tmp_path):
+    manager = CheckpointManager(tmp_path)
+    for make in (lambda: tree(0), functools.partial(tree, 0), dict):
+        assert isinstance(manager.restore_or(make)[1], dict)
+
+
+# Signals again.
+
+
+def in_a_process(script, folder):
+    head = (
+        "import multiprocessing, os, signal, sys, threading, time\nimport numpy as np\nimport braintools_ckpt as bt\n"
+        "folder, term = sys.argv[1], signal.SIGTERM\ntree = {'w': np.zeros(2)}\n"
+    )
+    command = [sys.executable, "-c", head + script, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+
+def test_a_forked_worker_can_be_ended(tmp_path):
+    done = in_a_process(
+        "with bt.CheckpointManager(folder, signals=True):\n"
+        "    worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(20,))\n"
+        "    worker.start(); time.sleep(0.2); worker.terminate(); worker.join(5)\n"
+        "    print(worker.is_alive())\n",
+        tmp_path,
+    )
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_managers_may_be_closed_in_any_order(tmp_path):
+    done = in_a_process(
+        "a = bt.CheckpointManager(folder + '/a', signals=True); b = bt.CheckpointManager(folder + '/b', signals=True)\n"
+        "a.close(); b.close(); os.kill(os.getpid(), term); time.sleep(1); print('survived')\n",
+        tmp_path,
+    )
+    assert done.returncode == -signal.SIGTERM, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("how", "steps"),
+    [
+        ("m = bt.CheckpointManager(folder, save=100, signals=True)\n", [5]),
+        ("m = bt.CheckpointManager(folder, signals=True); m.save(5, tree)\n", [5]),  # it is there already
+        (
+            "own = bt.AsyncManager(on_full='skip'); own.save_async(lambda: time.sleep(0.5))\n"
+            "m = bt.CheckpointManager(folder, async_save=own, signals=True)\n",
+            [5],
+        ),
+        ("m = bt.CheckpointManager(folder, keep=lambda infos, now: 1 / 0, signals=True)\n", [5]),
+    ],
+)
+def test_preemption_always_saves_and_ends(how, steps, tmp_path):
+    end = "os.kill(os.getpid(), term)\ntry:\n    m.save(5, tree)\nexcept Exception as e:\n    print('caught', e)\n"
+    done = in_a_process(how + end, tmp_path)
+    assert (done.returncode, done.stdout) == (143, ""), done.stderr
+    assert CheckpointManager(tmp_path).all_steps() == steps
+
+
+def test_preemption_in_a_thread_ends_the_process(tmp_path):
+    done = in_a_process(
+        "m = bt.CheckpointManager(folder, signals=True); os.kill(os.getpid(), term)\n"
+        "t = threading.Thread(target=m.save, args=(5, tree)); t.start(); t.join(); time.sleep(1); print('survived')\n",
+        tmp_path,
+    )
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert CheckpointManager(tmp_path).all_steps() == [5]
+
+
+def test_a_signal_after_the_last_save_is_not_lost(tmp_path):
+    done = in_a_process(
+        "with bt.CheckpointManager(folder, save=100, signals=True) as m:\n"
+        "    m.save(1, tree); os.kill(os.getpid(), term)\nprint('goes on')\n",
+        tmp_path,
+    )
+    assert (done.returncode, done.stdout) == (143, ""), done.stderr
+
+
+def test_signals_that_cannot_be_handled(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(OSError, match="Invalid argument"):
+        CheckpointManager(tmp_path, signals=[signal.SIGTERM, signal.SIGKILL])
+    assert signal.getsignal(signal.SIGTERM) == before
+    with CheckpointManager(tmp_path, signals=signal.SIGTERM):
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before

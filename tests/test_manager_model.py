@@ -41,7 +41,7 @@ class Entry:
         self.listed = self.loads = True
 
 
-def wanted(model, keep):
+def wanted(model, keep, saved):
     """Give the steps that stay; written once more, and in another way than in the library."""
     valid = sorted(step for step, entry in model.items() if entry.listed)
     if keep == "all" or not valid:
@@ -51,7 +51,7 @@ def wanted(model, keep):
     others = [step for step in valid if step not in judged]
     by_loss = sorted(judged, key=lambda step: (model[step].loss, -step)) + others[::-1]
     best = by_loss[: {"latest": 0, "best": 2, "both": 1}[keep]]
-    return {*latest, *best, *(step for step in model if step not in valid)}
+    return {saved, *latest, *best, *(step for step in model if step not in valid)}
 
 
 class Run(RuleBasedStateMachine):
@@ -83,9 +83,8 @@ class Run(RuleBasedStateMachine):
             return
         assert self.manager.save(step, tree, metrics, force=force) is True
         self.manager.wait()
-        # It knows what it has seen: what others have done since counts from the next look, which `steps` is.
         self.model[step] = Entry(self.counter, loss)
-        self.model = {step: entry for step, entry in self.model.items() if step in wanted(self.model, self.keep)}
+        self.model = {step: entry for step, entry in self.model.items() if step in wanted(self.model, self.keep, step)}
 
     @precondition(lambda self: self.model)
     @rule(data=st.data())
@@ -100,7 +99,6 @@ class Run(RuleBasedStateMachine):
         step = data.draw(st.sampled_from(sorted(self.model)))
         os.unlink(self.path(step))
         del self.model[step]
-        self.manager.infos()
 
     @precondition(lambda self: self.model)
     @rule(data=st.data(), to=STEPS)
@@ -110,7 +108,6 @@ class Run(RuleBasedStateMachine):
             shutil.copy(self.path(step), self.path(to))
             entry = self.model[to] = Entry(self.model[step].value, self.model[step].loss)
             entry.listed, entry.loads = self.model[step].listed, self.model[step].loads
-            self.manager.infos()
 
     @precondition(lambda self: self.model)
     @rule(data=st.data(), cut=st.booleans())
@@ -132,7 +129,6 @@ class Run(RuleBasedStateMachine):
             entry.listed = entry.loads = False
         else:
             entry.loads = not entry.loads if entry.listed else entry.loads
-        self.manager.infos()
 
     @rule()
     def restart(self):

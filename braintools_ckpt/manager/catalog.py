@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import stat
 import threading
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from ..api import open_document, read_metadata
-from ..errors import CorruptCheckpointError
-from ..storage.sources import open_source
+from ..errors import CheckpointError, CorruptCheckpointError, UnsupportedVersionError
+from ..format import reader
+from ..storage.sources import Source, open_source
 from .names import StepNames
 from .policies import StepInfo
 
 _log = logging.getLogger("braintools_ckpt")
+#: What the file system says of a file, by which it is known again.
+_Mark: TypeAlias = tuple[int, int, int]
+#: How a file of MessagePack begins that is a map, as those of braintools.file and flax are.
+_MAPS = frozenset({*range(0x80, 0x90), 0xDE, 0xDF})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file with the name of a step: a valid checkpoint, of which ``info`` tells, or what is wrong with it.
+
+    ``damaged`` says that it is a file of ours which is not as it was written.
+    """
+
+    step: int
+    path: str
+    info: StepInfo | None = None
+    problem: str = ""
+    damaged: bool = False
 
 
 class Catalog:
-    """The checkpoints of a directory; a file that was read once is read again only when it has changed.
+    """The files of a directory that are called like steps; one that was read is read again only if it has changed.
 
     Parameters
     ----------
@@ -32,43 +54,34 @@ class Catalog:
         self.directory = directory
         self.names = names
         self._lock = threading.RLock()
-        #: By name: what the file system says of the file, and what is known of it; None if it is no valid checkpoint.
-        self._known: dict[str, tuple[tuple[int, int, int], StepInfo | None]] = {}
+        self._known: dict[str, tuple[_Mark | None, Entry]] = {}
+        self._told: set[str] = set()
 
     def path(self, step: int) -> str:
         """Give the path of a step."""
         return os.path.join(self.directory, self.names.of(step))
 
-    def scan(self) -> list[StepInfo]:
-        """Look at the directory, and give its valid checkpoints, the lowest step first."""
+    def entries(self, *, changed: bool = True) -> list[Entry]:
+        """Look at the directory, and give what it holds, the lowest step first.
+
+        With ``changed=False`` what is known already is only looked for, and not looked at.
+        """
         with self._lock:
-            known = {}
+            found = {}
             for name, step in self._files():
-                found = self._look(name, step)
-                if found is not None:
-                    known[name] = found
-            self._known = known
-            return self.known()
+                known = self._known.get(name)
+                entry = known if known is not None and not changed else self._look(name, step)
+                if entry is not None:
+                    found[name] = entry
+            self._known = found
+            return sorted((entry for _, entry in found.values()), key=lambda entry: entry.step)
 
-    def known(self) -> list[StepInfo]:
-        """Give the checkpoints that are known of, without looking."""
-        with self._lock:
-            infos = [info for _, info in self._known.values() if info is not None]
-            return sorted(infos, key=lambda info: info.step)
+    def infos(self, *, changed: bool = True) -> list[StepInfo]:
+        """Give what is known of all valid checkpoints, the lowest step first."""
+        return [entry.info for entry in self.entries(changed=changed) if entry.info is not None]
 
-    def steps(self) -> list[int]:
-        """Give the steps of all files with such names, whether valid or not."""
-        return sorted(step for _, step in self._files())
-
-    def _files(self) -> list[tuple[str, int]]:
-        try:
-            names = os.listdir(self.directory)
-        except FileNotFoundError:
-            return []
-        return [(name, step) for name in names if (step := self.names.step(name)) is not None]
-
-    def look(self, step: int) -> StepInfo | None:
-        """Look at the file of one step: None if there is none, or no valid one."""
+    def look(self, step: int) -> Entry | None:
+        """Look at the file of one step; None if there is none."""
         name = self.names.of(step)
         with self._lock:
             found = self._look(name, step)
@@ -78,41 +91,92 @@ class Catalog:
             self._known[name] = found
             return found[1]
 
-    def forget(self, step: int) -> None:
-        """Note that a file is gone."""
-        with self._lock:
-            self._known.pop(self.names.of(step), None)
+    def _files(self) -> list[tuple[str, int]]:
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        return [(name, step) for name in names if (step := self.names.step(name)) is not None]
 
-    def _look(self, name: str, step: int) -> tuple[tuple[int, int, int], StepInfo | None] | None:
+    def _look(self, name: str, step: int) -> tuple[_Mark | None, Entry] | None:
         path = os.path.join(self.directory, name)
         try:
             status = os.stat(path)
-            mark = (status.st_ino, status.st_size, status.st_mtime_ns)
-            known = self._known.get(name)
-            if known is not None and known[0] == mark:
-                return known
-            return mark, _read(path, step, status)
         except FileNotFoundError:
             return None
-        except (CorruptCheckpointError, OSError) as error:
-            _log.warning("%s is left out: %s", path, error)
-            return mark, None
+        except OSError as error:
+            return None, self._wrong(name, Entry(step, path, problem=f"it cannot be looked at: {error}"))
+        mark = (status.st_ino, status.st_size, status.st_mtime_ns)
+        known = self._known.get(name)
+        if known is not None and known[0] == mark:
+            return known
+        if not stat.S_ISREG(status.st_mode):
+            return mark, self._wrong(name, Entry(step, path, problem="it is no file"))
+        try:
+            return mark, Entry(step, path, _read(path, step, status))
+        except FileNotFoundError:
+            return None
+        except UnsupportedVersionError as error:
+            return mark, self._wrong(name, Entry(step, path, problem=str(error)))
+        except (CheckpointError, ValueError) as error:
+            damaged = isinstance(error, CorruptCheckpointError) and _is_ours(path)
+            return mark, self._wrong(name, Entry(step, path, problem=str(error), damaged=damaged))
+        except OSError as error:  # it may be another time
+            return None, self._wrong(name, Entry(step, path, problem=f"it cannot be read: {error}"))
+
+    def _wrong(self, name: str, entry: Entry) -> Entry:
+        if name not in self._told:  # a file that is being copied is another one at each look
+            self._told.add(name)
+            _log.warning("%s is left out: %s", entry.path, entry.problem)
+        return entry
+
+
+def _is_ours(path: str) -> bool:
+    try:
+        with open_source(path) as source:
+            return reader.is_checkpoint(source)
+    except (CheckpointError, OSError):
+        return False
 
 
 def _read(path: str, step: int, status: os.stat_result) -> StepInfo:
     with open_source(path) as source:  # not by open_checkpoint, which waits for saves that are on their way
-        metadata = read_metadata(open_document(source))
-    metrics, own = metadata.get("metrics"), metadata.get("metadata")
-    time = metadata.get("time")
+        metadata = _metadata(source)
+    metrics, own, time = (metadata.get(key) for key in ("metrics", "metadata", "time"))
+    saved = _finite(time)
     return StepInfo(
         step=step,
         path=path,
-        time=float(time) if isinstance(time, (int, float)) else status.st_mtime,
+        time=status.st_mtime if saved is None else saved,
         metrics=_numbers(metrics) if isinstance(metrics, Mapping) else {},
         metadata=dict(own) if isinstance(own, Mapping) else {},
         nbytes=status.st_size,
     )
 
 
+def _metadata(source: Source) -> Mapping[str, Any]:
+    if reader.is_checkpoint(source):
+        return read_metadata(open_document(source))
+    if source.size and source.read(0, 1)[0] in _MAPS:  # of braintools.file or flax, which have no metadata
+        return {}
+    raise CorruptCheckpointError(f"{source.name} is not a checkpoint.")
+
+
 def _numbers(metrics: Mapping[Any, Any]) -> dict[str, float]:
-    return {str(name): float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+    numbers = ((str(name), _number(value)) for name, value in metrics.items())
+    return {name: number for name, number in numbers if number is not None}
+
+
+def _number(value: Any) -> float | None:
+    """Give a number of a file as a float, or None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _finite(value: Any) -> float | None:
+    number = _number(value)
+    return number if number is not None and math.isfinite(number) else None

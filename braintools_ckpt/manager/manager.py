@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import operator
 import os
 import signal as signals_of_os
+import threading
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,11 +18,17 @@ from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 from ..api import Compression, msgpack_load, msgpack_save
 from ..async_manager import AsyncManager, SaveFuture
-from ..errors import CheckpointNotFoundError, CorruptCheckpointError, StepExistsError
+from ..errors import (
+    AlreadyExistsError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    InvalidCheckpointPath,
+    StepExistsError,
+)
 from ..storage.local import clean_temporaries
-from ..storage.turns import InTurn
+from ..storage.turns import settle
 from ..warn import warn
-from .catalog import Catalog
+from .catalog import Catalog, Entry
 from .names import StepNames
 from .policies import (
     KeepPolicy,
@@ -28,6 +36,7 @@ from .policies import (
     Moment,
     SavePolicy,
     StepInfo,
+    best_of,
     check_mode,
     keep_policy,
     ranked,
@@ -57,17 +66,17 @@ class CheckpointManager:
         What stays: `KeepLatest`, `KeepBest`, `KeepEvery`, `KeepYounger`, `KeepSteps`, any function of the list of
         `StepInfo` and the time, several of these in a list, whose wishes all count, or a number of the latest ones. By
         default all. The latest one always stays.
-    metric : str, default 'loss'
-        By which metric :meth:`best_step` judges.
-    mode : {'min', 'max'}, default 'min'
-        Whether less of it is better, or more.
+    metric : str, optional
+        By which metric :meth:`best_step` judges; by default that of the `KeepBest` in ``keep``, or else ``'loss'``.
+    mode : {'min', 'max'}, optional
+        Whether less of it is better, or more; by default as the `KeepBest` says, or else ``'min'``.
     async_save : bool or AsyncManager, default True
         Write in the background, with an `AsyncManager` of its own or the given one.
     name : str, default '{step:010}.ckpt'
         How the files are called.
-    signals : bool or iterable of int, default False
-        Handle SIGTERM and SIGINT (or those that are given): the next call of :meth:`save` saves in any case, and ends
-        the process.
+    signals : bool, int or iterable of int, default False
+        Handle SIGTERM and SIGINT (or those that are given): the next call of :meth:`save` saves in any case, not in the
+        background, and ends the process with the code 128 + signal.
     compression, durable
         As in `msgpack_save`.
 
@@ -106,33 +115,35 @@ class CheckpointManager:
         *,
         save: Any = None,
         keep: Any = None,
-        metric: str = "loss",
-        mode: Mode = "min",
+        metric: str | None = None,
+        mode: Mode | None = None,
         async_save: bool | AsyncManager = True,
         name: str = "{step:010}.ckpt",
         signals: bool | Iterable[int] = False,
         compression: Compression | None = None,
         durable: bool = True,
     ) -> None:
-        check_mode(mode)
-        self.directory = os.path.abspath(os.fspath(directory))
+        if not isinstance(async_save, bool) and not hasattr(async_save, "save_async"):
+            raise TypeError(f"async_save must be True, False or an AsyncManager, got {async_save!r}.")
+        best = best_of(keep) or ("loss", "min")
+        self._metric: str = best[0] if metric is None else metric
+        self._mode: Mode = best[1] if mode is None else mode
+        check_mode(self._mode)
+        self.directory = os.path.abspath(os.fsdecode(directory))
         self._save_policy: SavePolicy = save_policy(save)
         self._keep_policy: KeepPolicy = keep_policy(keep)
-        self._metric, self._mode = metric, mode
         self._how = {"compression": compression, "durable": durable}
         self._catalog = Catalog(self.directory, StepNames(name))
-        self._last: tuple[int, float] | None = None
-        self._async = AsyncManager() if async_save is True else async_save or None
         self._owns_async = async_save is True
+        self._async: AsyncManager | None = AsyncManager() if async_save is True else async_save or None
+        #: Saves that have been begun: when, and what becomes of them.
+        self._begun: dict[int, tuple[float, SaveFuture]] = {}
         self._closed = False
         os.makedirs(self.directory, exist_ok=True)
         clean_temporaries(self.directory)
-        infos = self._catalog.scan()
-        if infos:
-            self._last = infos[-1].step, infos[-1].time
-        chosen = (signals_of_os.SIGTERM, signals_of_os.SIGINT) if signals is True else signals or ()
-        self._preemption = Preemption(chosen)
-        self._preemption.__enter__()
+        infos = self._catalog.infos()
+        self._last = (infos[-1].step, infos[-1].time) if infos else None
+        self._preemption = Preemption(_signals(signals))
 
     # Saving.
 
@@ -168,7 +179,7 @@ class CheckpointManager:
         Raises
         ------
         StepExistsError
-            If there is a checkpoint of this step.
+            If there is a checkpoint of this step, or a file that cannot be read.
         SystemExit
             If a signal has asked the process to end: then the step has been saved.
         Exception
@@ -177,16 +188,14 @@ class CheckpointManager:
         if self._closed:
             raise RuntimeError("Cannot save with a closed CheckpointManager. Make a new one.")
         step = _step(step)
+        numbers = _numbers(metrics or {})
         now = time.time()
         if not (force or self.preempted or self._save_policy(self._moment(step, now))):
             return False
-        path = self._catalog.path(step)
-        if not force and self._catalog.look(step) is not None:
-            raise StepExistsError(path, step)
-        saved = self._write(step, tree, _numbers(metrics or {}), dict(metadata or {}), now, path)
+        described = {"step": step, "time": now, "metrics": numbers, "metadata": dict(metadata or {})}
         if self.preempted:
-            self._end_process()
-        return saved
+            self._save_and_end(step, tree, described, force)
+        return self._save(step, tree, described, self._overwrite(step, force), self._async)
 
     def should_save(self, step: int) -> bool:
         """Tell whether :meth:`save` would save that step: so that what is expensive to gather need not be.
@@ -204,45 +213,90 @@ class CheckpointManager:
         return self.preempted or self._save_policy(self._moment(_step(step), time.time()))
 
     def _moment(self, step: int, now: float) -> Moment:
-        last_step, last_time = self._last or (None, None)
+        pending = self._pending()
+        last = max(((at, number) for number, at in pending.items()), default=None)
+        last_step, last_time = (last[1], last[0]) if last else self._last or (None, None)
         return Moment(step, now, last_step, last_time, self.preempted)
 
-    def _write(
-        self, step: int, tree: Any, metrics: dict[str, float], metadata: dict[str, Any], now: float, path: str
+    def _pending(self) -> dict[int, float]:
+        """Give the steps that are being saved in the background, and when that was begun."""
+        self._begun = {step: begun for step, begun in list(self._begun.items()) if not begun[1].done()}
+        return {step: at for step, (at, _) in self._begun.items()}
+
+    def _overwrite(self, step: int, force: bool) -> bool:
+        """Tell whether a file of the step is to be replaced; refuse where that would lose something."""
+        if force:
+            return True
+        if step in self._pending():
+            raise StepExistsError(self._catalog.path(step), step, "is being saved")
+        entry = self._catalog.look(step)
+        if entry is None:
+            return False
+        if not entry.damaged:
+            problem = f"is a file that cannot be read ({entry.problem})" if entry.problem else ""
+            raise StepExistsError(entry.path, step, problem)
+        return True  # of what is damaged there is no checkpoint any more
+
+    def _save(
+        self, step: int, tree: Any, described: dict[str, Any], overwrite: bool, manager: AsyncManager | None
     ) -> bool:
-        described = {"step": step, "time": now, "metrics": metrics, "metadata": metadata}
-        known = self._last
-        self._last = step, now
-
         def ended() -> None:
+            self._last = step, described["time"]
             self._catalog.look(step)
-            self._delete_what_nobody_keeps()
+            self._delete_what_nobody_keeps(step)
 
-        manager = None if self._async is None else _Reporting(self._async, ended)
+        reporting = None if manager is None else _Reporting(manager, ended)
+        path = self._catalog.path(step)
         try:
-            # A file of this step that is no checkpoint is replaced: there is none of it, then.
-            name = msgpack_save(path, tree, True, manager, metadata=described, **self._how)  # type: ignore[arg-type]
-        except BaseException:
-            self._last = known
-            raise
+            name = msgpack_save(path, tree, overwrite, reporting, metadata=described, **self._how)  # type: ignore[arg-type]
+        except AlreadyExistsError:
+            raise StepExistsError(path, step) from None
+        finally:
+            if reporting is not None and reporting.future is not None:
+                self._begun[step] = described["time"], reporting.future
         if not name:
-            self._last = known
             _log.warning("Step %d is not saved: the AsyncManager has no room for it.", step)
             return False
-        if manager is None:
+        if reporting is None:
             ended()
         return True
 
-    def _delete_what_nobody_keeps(self) -> None:
-        for info in to_delete(self._catalog.known(), self._keep_policy, time.time()):
+    def _save_and_end(self, step: int, tree: Any, described: dict[str, Any], force: bool) -> None:
+        """Save at once, whatever has failed before, and end the process."""
+        end = SystemExit(128 + (self._preemption.signal or 0))
+        try:
+            self._await(step)
+            if force or (entry := self._catalog.look(step)) is None or entry.info is None:
+                self._save(step, tree, described, True, None)
+        except Exception as error:  # noqa: BLE001  (the process ends all the same)
+            _log.exception("Step %d could not be saved before the process ends", step)
+            end.add_note(f"Step {step} could not be saved: {error!r}")
+        with contextlib.suppress(Exception):  # it has been logged
+            self.close()
+        if threading.current_thread() is not threading.main_thread():  # there, SystemExit would end the thread alone
+            self._preemption.pass_on()
+        raise end
+
+    def _delete_what_nobody_keeps(self, saved: int) -> None:
+        infos = self._catalog.infos(changed=False)
+        try:
+            unwanted = to_delete(infos, self._keep_policy, time.time(), saved)
+        except Exception:  # noqa: BLE001  (the checkpoint is saved all the same)
+            _log.exception("The policy of what to keep failed: nothing is deleted")
+            return
+        for info in unwanted:
             try:
                 os.unlink(info.path)
             except FileNotFoundError:
                 pass
             except OSError as error:  # it is tried again after the next save
                 _log.warning("%s could not be deleted: %s", info.path, error)
-                continue
-            self._catalog.forget(info.step)
+
+    def _await(self, step: int | None = None) -> None:
+        """Wait for saves of this manager, or one of them; what fails is told at the next save, wait or close."""
+        for number in self._pending():
+            if step is None or number == step:
+                settle(self._catalog.path(number))
 
     # What there is.
 
@@ -254,7 +308,7 @@ class CheckpointManager:
         list of StepInfo
             Step, path, time, metrics, metadata and size of each.
         """
-        return self._catalog.scan()
+        return self._catalog.infos()
 
     def all_steps(self) -> list[int]:
         """List the steps of all valid checkpoints, in order.
@@ -264,7 +318,7 @@ class CheckpointManager:
         list of int
             The steps. What is being saved in the background is not among them yet.
         """
-        return [info.step for info in self._catalog.scan()]
+        return [info.step for info in self._catalog.infos()]
 
     def latest_step(self) -> int | None:
         """Give the latest step.
@@ -285,7 +339,7 @@ class CheckpointManager:
         int or None
             The step; None if no checkpoint has the metric, or only as NaN.
         """
-        infos = [info for info in self._catalog.scan() if not math.isnan(info.metrics.get(self._metric, math.nan))]
+        infos = [info for info in self._catalog.infos() if not math.isnan(info.metrics.get(self._metric, math.nan))]
         return ranked(infos, self._metric, self._mode)[0].step if infos else None
 
     def info(self, step: int) -> StepInfo:
@@ -306,10 +360,12 @@ class CheckpointManager:
         CheckpointNotFoundError
             If there is no valid checkpoint of that step.
         """
-        found = self._catalog.look(_step(step))
-        if found is None:
-            raise self._missing(step)
-        return found
+        step = _step(step)
+        self._await(step)
+        entry = self._catalog.look(step)
+        if entry is None or entry.info is None:
+            raise self._missing(step, "" if entry is None else entry.problem)
+        return entry.info
 
     def metrics(self, step: int) -> dict[str, float]:
         """Give the metrics of a step.
@@ -331,10 +387,10 @@ class CheckpointManager:
         """
         return dict(self.info(step).metrics)
 
-    def _missing(self, step: int) -> Exception:
+    def _missing(self, step: int, problem: str = "") -> Exception:
         steps = self.all_steps()
         there = f"there are {_listed(steps)}" if steps else "there is no checkpoint in its directory"
-        return CheckpointNotFoundError(self._catalog.path(step), f" (step {step}); {there}.")
+        return CheckpointNotFoundError(self._catalog.path(step), f" (step {step}); {problem or there}.")
 
     # Loading.
 
@@ -398,52 +454,62 @@ class CheckpointManager:
         MismatchError
             If checkpoint and ``init`` differ.
         """
-        target: Any = init() if _is_function(init) else init  # type: ignore[operator]
-        self.wait()
-        if not self._catalog.steps():
+        target: Any = init() if _makes(init) else init  # type: ignore[operator]
+        self._await()
+        if not self._catalog.entries():
             return 0, target
         return self._restore(step, target, strict, options)
 
     def _restore(self, which: Which, target: Any, strict: bool, options: Mapping[str, Any]) -> tuple[int, Any]:
-        self.wait()
+        self._await()
         if not isinstance(which, str):
             number = _step(which)
-            if self._catalog.look(number) is None and number not in self._catalog.steps():
+            if self._catalog.look(number) is None:
                 raise self._missing(number)
             return number, msgpack_load(self._catalog.path(number), target, **options)
-        candidates = self._candidates(which)
         failed: list[str] = []
-        for number in candidates:
-            path = self._catalog.path(number)
+        for entry in self._candidates(which):
             try:
-                tree = msgpack_load(path, target, **options)
-            except CorruptCheckpointError as error:
-                if strict:
-                    raise
-                failed.append(f"{os.path.basename(path)}: {error}")
+                if entry.problem:
+                    raise CorruptCheckpointError(entry.problem)
+                tree = msgpack_load(entry.path, target, **options)
             except FileNotFoundError:  # deleted since
                 continue
+            except (InvalidCheckpointPath, OSError) as error:
+                if strict:
+                    raise
+                failed.append(f"{os.path.basename(entry.path)}: {error}")
             else:
-                self._tell(failed, number)
-                return number, tree
+                self._tell(failed, entry.step)
+                return entry.step, tree
         if failed:
+            listed = "".join(f"\n  - {text}" for text in failed)
             raise CorruptCheckpointError(
-                f"None of the {len(failed)} checkpoints in {self.directory} can be loaded:\n  - "
-                + "\n  - ".join(failed)
+                f"None of the {len(failed)} checkpoints in {self.directory} can be loaded:{listed}"
             )
         raise CheckpointNotFoundError(self.directory, " (it holds no checkpoint of this name format).")
 
-    def _candidates(self, which: str) -> list[int]:
-        """Give the steps to try, the first choice first; what is no valid checkpoint is among them, to be told of."""
+    def _candidates(self, which: str) -> list[Entry]:
+        """Give the files to try, the first choice first; what is no valid checkpoint is among them, to be told of."""
+        entries = self._catalog.entries()
         if which == "latest":
-            return self._catalog.steps()[::-1]
-        if which == "best":
-            return [info.step for info in ranked(self._catalog.scan(), self._metric, self._mode)]
-        raise ValueError(f"step must be a number, 'latest' or 'best', got {which!r}.")
+            return entries[::-1]
+        if which != "best":
+            raise ValueError(f"step must be a number, 'latest' or 'best', got {which!r}.")
+        by_step = {entry.step: entry for entry in entries}
+        infos = [entry.info for entry in entries if entry.info is not None]
+        judged = [info for info in infos if not math.isnan(info.metrics.get(self._metric, math.nan))]
+        if infos and not judged:
+            names = ", ".join(sorted({name for info in infos for name in info.metrics})) or "none"
+            raise CheckpointNotFoundError(
+                self.directory, f" (no checkpoint has the metric {self._metric!r}; there are: {names})."
+            )
+        best = [by_step[info.step] for info in ranked(judged, self._metric, self._mode)]
+        return [*(entry for entry in entries if entry.problem), *best]
 
     def _tell(self, failed: list[str], number: int) -> None:
         if failed:
-            warn(f"Step {number} was loaded, since later (or better) checkpoints cannot be: {'; '.join(failed)}")
+            warn(f"Step {number} was loaded, since other checkpoints cannot be: {'; '.join(failed)}")
 
     def delete(self, step: int) -> None:
         """Delete the checkpoint of a step, whatever the policy says.
@@ -458,12 +524,34 @@ class CheckpointManager:
         CheckpointNotFoundError
             If there is none.
         """
-        self.wait()
+        step = _step(step)
+        self._await(step)
         try:
-            os.unlink(self._catalog.path(_step(step)))
+            os.unlink(self._catalog.path(step))
         except FileNotFoundError:
             raise self._missing(step) from None
-        self._catalog.forget(step)
+
+    def delete_after(self, step: int) -> list[int]:
+        """Delete all later steps: where a run goes back, so that it does not go on from them the next time.
+
+        Parameters
+        ----------
+        step : int
+            The last step to stay.
+
+        Returns
+        -------
+        list of int
+            The steps that were deleted.
+        """
+        step = _step(step)
+        self._await()
+        later = [number for number in self.all_steps() if number > step]
+        for number in later:
+            self.delete(number)
+        infos = self._catalog.infos()
+        self._last = (infos[-1].step, infos[-1].time) if infos else None
+        return later
 
     # Following another process.
 
@@ -514,7 +602,8 @@ class CheckpointManager:
             new = [step for step in self.all_steps() if step > last]
             for step in new:
                 last = step
-                if self._catalog.look(step) is not None:
+                entry = self._catalog.look(step)
+                if entry is not None and entry.info is not None:
                     yield step
             if not new and self.wait_for_new(last, timeout=timeout, poll=poll) is None:
                 return
@@ -526,18 +615,19 @@ class CheckpointManager:
         """Whether a signal has asked the process to end."""
         return self._preemption.signal is not None
 
-    def _end_process(self) -> None:
-        number = self._preemption.signal or 0
-        self.close()
-        raise SystemExit(128 + number)
-
     def wait(self) -> None:
         """Wait until what is being saved in the background is there; raise what has failed, once."""
         if self._async is not None:
             self._async.wait_previous_save()
 
     def close(self) -> None:
-        """Wait for saves, and give back the handlers of signals."""
+        """Wait for saves, and give back the handlers of signals.
+
+        Raises
+        ------
+        Exception
+            What failed in the background, if nobody has seen it yet.
+        """
         self._closed = True
         self._preemption.restore()
         if self._owns_async and self._async is not None:
@@ -552,7 +642,10 @@ class CheckpointManager:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
+            was_open = not self._closed
             self.close()
+            if self.preempted and was_open:  # the signal came after the last save
+                raise SystemExit(128 + (self._preemption.signal or 0))
             return
         try:
             self.close()
@@ -567,14 +660,26 @@ class _Reporting:
     """An AsyncManager whose next save does something more when it has succeeded."""
 
     def __init__(self, manager: AsyncManager, ended: Callable[[], None]) -> None:
-        self.reserve = manager.reserve
-        self.release = manager.release
         self._manager = manager
         self._ended = ended
+        self.future: SaveFuture | None = None
 
-    def save_async(self, task: InTurn) -> SaveFuture | None:
+    def reserve(self) -> SaveFuture | None:
+        self.future = self._manager.reserve()
+        return self.future
+
+    def release(self, future: SaveFuture) -> None:
+        self._manager.release(future)
+
+    def save_async(self, task: Any) -> SaveFuture | None:
         task.then(self._ended)
         return self._manager.save_async(task)
+
+
+def _signals(given: Any) -> Iterable[int]:
+    if isinstance(given, bool):
+        return (signals_of_os.SIGTERM, signals_of_os.SIGINT) if given else ()
+    return (given,) if isinstance(given, int) else tuple(given)
 
 
 def _step(step: Any) -> int:
@@ -588,19 +693,24 @@ def _step(step: Any) -> int:
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     numbers = {}
     for name, value in metrics.items():
-        try:
-            numbers[str(name)] = float(value)
-        except (TypeError, ValueError):
+        number = None
+        if not isinstance(value, (str, bytes)):
+            with contextlib.suppress(TypeError, ValueError, OverflowError):
+                number = float(value)
+        if number is None:
             raise TypeError(
                 f"metrics must be numbers, got {value!r} for {name!r}. What describes a checkpoint otherwise goes into "
                 "metadata=."
-            ) from None
+            )
+        numbers[str(name)] = number
     return numbers
 
 
-def _is_function(obj: Any) -> bool:
-    # Not callable(): a model is that, too.
-    return isinstance(obj, types.FunctionType | types.MethodType | types.BuiltinFunctionType)
+def _makes(init: Any) -> bool:
+    """Tell whether something to begin with is made by a call. Not by callable(): a model is that, too."""
+    if isinstance(init, types.FunctionType | types.MethodType | types.BuiltinFunctionType | functools.partial | type):
+        return True
+    return callable(init) and hasattr(init, "__wrapped__")  # as jax.jit makes them
 
 
 def _listed(steps: list[int]) -> str:

@@ -7,6 +7,7 @@ there are, the oldest first, and the time, that gives the steps it wants to keep
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -81,7 +82,7 @@ class EverySteps:
     n: int
 
     def __post_init__(self) -> None:
-        _check_positive("EverySteps", self.n)
+        _check_count("EverySteps", self.n)
 
     def __call__(self, moment: Moment) -> bool:
         """Tell whether to save."""
@@ -99,7 +100,8 @@ class EverySeconds:
 
     def __call__(self, moment: Moment) -> bool:
         """Tell whether to save."""
-        return moment.last_time is None or moment.now - moment.last_time >= self.seconds
+        # A clock may go back: then nothing is known of how long it was.
+        return moment.last_time is None or not 0 <= moment.now - moment.last_time < self.seconds
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class AtSteps:
     steps: frozenset[int]
 
     def __init__(self, steps: Iterable[int]) -> None:
-        object.__setattr__(self, "steps", frozenset(steps))
+        object.__setattr__(self, "steps", _steps(steps))
 
     def __call__(self, moment: Moment) -> bool:
         """Tell whether to save."""
@@ -129,9 +131,9 @@ def save_policy(given: object) -> SavePolicy:
     """Give the policy that somebody means: one, several of which any may decide, a number of steps, or None for all."""
     if given is None:
         return lambda moment: True
-    if isinstance(given, int) and not isinstance(given, bool):
-        return EverySteps(given)
-    if isinstance(given, (list, tuple)):
+    if _is_whole(given):
+        return EverySteps(operator.index(given))  # type: ignore[arg-type]
+    if isinstance(given, (list, tuple)) and given:
         policies = list(map(save_policy, given))
         return lambda moment: any(policy(moment) for policy in policies)
     if callable(given) and not isinstance(given, type):
@@ -149,7 +151,7 @@ class KeepLatest:
     n: int = 1
 
     def __post_init__(self) -> None:
-        _check_positive("KeepLatest", self.n)
+        _check_count("KeepLatest", self.n)
 
     def __call__(self, infos: Sequence[StepInfo], now: float) -> Collection[int]:
         """Give the steps to keep."""
@@ -165,7 +167,7 @@ class KeepBest:
     mode: Mode = "min"
 
     def __post_init__(self) -> None:
-        _check_positive("KeepBest", self.n)
+        _check_count("KeepBest", self.n)
         check_mode(self.mode)
 
     def __call__(self, infos: Sequence[StepInfo], now: float) -> Collection[int]:
@@ -180,7 +182,7 @@ class KeepEvery:
     n: int
 
     def __post_init__(self) -> None:
-        _check_positive("KeepEvery", self.n)
+        _check_count("KeepEvery", self.n)
 
     def __call__(self, infos: Sequence[StepInfo], now: float) -> Collection[int]:
         """Give the steps to keep."""
@@ -208,7 +210,7 @@ class KeepSteps:
     steps: frozenset[int]
 
     def __init__(self, steps: Iterable[int]) -> None:
-        object.__setattr__(self, "steps", frozenset(steps))
+        object.__setattr__(self, "steps", _steps(steps))
 
     def __call__(self, infos: Sequence[StepInfo], now: float) -> Collection[int]:
         """Give the steps to keep."""
@@ -219,9 +221,9 @@ def keep_policy(given: object) -> KeepPolicy:
     """Give the policy that somebody means: one, several that all count, a number of the latest, or None for all."""
     if given is None:
         return lambda infos, now: [info.step for info in infos]
-    if isinstance(given, int) and not isinstance(given, bool):
-        return KeepLatest(given)
-    if isinstance(given, (list, tuple)):
+    if _is_whole(given):
+        return KeepLatest(operator.index(given))  # type: ignore[arg-type]
+    if isinstance(given, (list, tuple)) and given:
         policies = list(map(keep_policy, given))
         return lambda infos, now: {step for policy in policies for step in policy(infos, now)}
     if callable(given) and not isinstance(given, type):
@@ -229,10 +231,17 @@ def keep_policy(given: object) -> KeepPolicy:
     raise TypeError(f"keep must be a policy, several in a list, a number of checkpoints or None, got {given!r}.")
 
 
-def to_delete(infos: Sequence[StepInfo], policy: KeepPolicy, now: float) -> list[StepInfo]:
-    """Give the checkpoints that nobody wants to keep; the latest is always kept."""
-    kept = set(policy(infos, now))
+def to_delete(infos: Sequence[StepInfo], policy: KeepPolicy, now: float, saved: int | None = None) -> list[StepInfo]:
+    """Give the checkpoints that nobody wants to keep; the latest, and what has just been saved, are always kept."""
+    kept = {saved, *policy(infos, now)}
     return [info for info in infos[:-1] if info.step not in kept]
+
+
+def best_of(keep: object) -> tuple[str, Mode] | None:
+    """Give the metric and mode by which the best are kept, if it is one."""
+    policies = keep if isinstance(keep, (list, tuple)) else [keep]
+    found = {(policy.metric, policy.mode) for policy in policies if isinstance(policy, KeepBest)}
+    return found.pop() if len(found) == 1 else None
 
 
 # What is best.
@@ -258,3 +267,19 @@ def check_mode(mode: object) -> None:
 def _check_positive(name: str, number: float) -> None:
     if isinstance(number, bool) or not number > 0:
         raise ValueError(f"{name} needs a number greater than 0, got {number!r}.")
+
+
+def _check_count(name: str, number: int) -> None:
+    _check_positive(name, number)
+    if not _is_whole(number):
+        raise ValueError(f"{name} needs a whole number, got {number!r}.")
+
+
+def _is_whole(number: object) -> bool:
+    return hasattr(number, "__index__") and not isinstance(number, bool)
+
+
+def _steps(steps: Iterable[int]) -> frozenset[int]:
+    if isinstance(steps, str) or not all(map(_is_whole, given := list(steps))):
+        raise ValueError(f"steps must be whole numbers, got {steps!r}.")
+    return frozenset(map(operator.index, given))
