@@ -84,7 +84,8 @@ class Run(RuleBasedStateMachine):
         assert self.manager.save(step, tree, metrics, force=force) is True
         self.manager.wait()
         self.model[step] = Entry(self.counter, loss)
-        self.model = {step: entry for step, entry in self.model.items() if step in wanted(self.model, self.keep, step)}
+        stays = wanted(self.model, self.keep, step)
+        self.model = {other: entry for other, entry in self.model.items() if other in stays}
 
     @precondition(lambda self: self.model)
     @rule(data=st.data())

@@ -61,24 +61,20 @@ class Catalog:
         """Give the path of a step."""
         return os.path.join(self.directory, self.names.of(step))
 
-    def entries(self, *, changed: bool = True) -> list[Entry]:
-        """Look at the directory, and give what it holds, the lowest step first.
-
-        With ``changed=False`` what is known already is only looked for, and not looked at.
-        """
+    def entries(self) -> list[Entry]:
+        """Look at the directory, and give what it holds, the lowest step first."""
         with self._lock:
             found = {}
             for name, step in self._files():
-                known = self._known.get(name)
-                entry = known if known is not None and not changed else self._look(name, step)
+                entry = self._look(name, step)
                 if entry is not None:
                     found[name] = entry
             self._known = found
             return sorted((entry for _, entry in found.values()), key=lambda entry: entry.step)
 
-    def infos(self, *, changed: bool = True) -> list[StepInfo]:
+    def infos(self) -> list[StepInfo]:
         """Give what is known of all valid checkpoints, the lowest step first."""
-        return [entry.info for entry in self.entries(changed=changed) if entry.info is not None]
+        return [entry.info for entry in self.entries() if entry.info is not None]
 
     def look(self, step: int) -> Entry | None:
         """Look at the file of one step; None if there is none."""

@@ -132,6 +132,7 @@ class CheckpointManager:
         self.directory = os.path.abspath(os.fsdecode(directory))
         self._save_policy: SavePolicy = save_policy(save)
         self._keep_policy: KeepPolicy = keep_policy(keep)
+        self._keeps_all = keep is None
         self._how = {"compression": compression, "durable": durable}
         self._catalog = Catalog(self.directory, StepNames(name))
         self._owns_async = async_save is True
@@ -278,7 +279,9 @@ class CheckpointManager:
         raise end
 
     def _delete_what_nobody_keeps(self, saved: int) -> None:
-        infos = self._catalog.infos(changed=False)
+        if self._keeps_all:
+            return
+        infos = self._catalog.infos()
         try:
             unwanted = to_delete(infos, self._keep_policy, time.time(), saved)
         except Exception:  # noqa: BLE001  (the checkpoint is saved all the same)
