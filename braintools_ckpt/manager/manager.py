@@ -14,39 +14,30 @@ import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeVar
 
-from ..api import Compression, msgpack_load, msgpack_save
-from ..async_manager import AsyncManager, SaveFuture
+from ..api import Compression, msgpack_load
+from ..async_manager import AsyncManager
 from ..errors import (
-    AlreadyExistsError,
     CheckpointNotFoundError,
-    CorruptCheckpointError,
-    InvalidCheckpointPath,
-    StepExistsError,
 )
 from ..storage.local import clean_temporaries
-from ..storage.turns import settle
-from ..warn import warn
-from .catalog import Catalog, Entry
+from .catalog import Catalog
+from .loader import Loader, Which
 from .names import StepNames
 from .policies import (
-    KeepPolicy,
     Mode,
-    Moment,
     SavePolicy,
     StepInfo,
     best_of,
     check_mode,
     keep_policy,
-    ranked,
     save_policy,
-    to_delete,
 )
 from .preemption import Preemption
+from .saver import Saver
 
 _log = logging.getLogger("braintools_ckpt")
-Which: TypeAlias = int | Literal["latest", "best"]
 T = TypeVar("T")
 
 
@@ -126,24 +117,19 @@ class CheckpointManager:
         if not isinstance(async_save, bool) and not hasattr(async_save, "save_async"):
             raise TypeError(f"async_save must be True, False or an AsyncManager, got {async_save!r}.")
         best = best_of(keep) or ("loss", "min")
-        self._metric: str = best[0] if metric is None else metric
-        self._mode: Mode = best[1] if mode is None else mode
-        check_mode(self._mode)
+        mode = best[1] if mode is None else mode
+        check_mode(mode)
         self.directory = os.path.abspath(os.fsdecode(directory))
         self._save_policy: SavePolicy = save_policy(save)
-        self._keep_policy: KeepPolicy = keep_policy(keep)
-        self._keeps_all = keep is None
-        self._how = {"compression": compression, "durable": durable}
+        kept = None if keep is None else keep_policy(keep)
         self._catalog = Catalog(self.directory, StepNames(name))
+        self._loader = Loader(self._catalog, best[0] if metric is None else metric, mode)
         self._owns_async = async_save is True
         self._async: AsyncManager | None = AsyncManager() if async_save is True else async_save or None
-        #: Saves that have been begun: when, and what becomes of them.
-        self._begun: dict[int, tuple[float, SaveFuture]] = {}
         self._closed = False
         os.makedirs(self.directory, exist_ok=True)
         clean_temporaries(self.directory)
-        infos = self._catalog.infos()
-        self._last = (infos[-1].step, infos[-1].time) if infos else None
+        self._saver = Saver(self._catalog, kept, self._async, compression, durable)
         self._preemption = Preemption(_signals(signals))
 
     # Saving.
@@ -191,12 +177,12 @@ class CheckpointManager:
         step = _step(step)
         numbers = _numbers(metrics or {})
         now = time.time()
-        if not (force or self.preempted or self._save_policy(self._moment(step, now))):
+        if not (force or self._wants(step, now)):
             return False
         described = {"step": step, "time": now, "metrics": numbers, "metadata": dict(metadata or {})}
         if self.preempted:
             self._save_and_end(step, tree, described, force)
-        return self._save(step, tree, described, self._overwrite(step, force), self._async)
+        return self._saver.save(step, tree, described, force)
 
     def should_save(self, step: int) -> bool:
         """Tell whether :meth:`save` would save that step: so that what is expensive to gather need not be.
@@ -211,64 +197,16 @@ class CheckpointManager:
         bool
             What the policy says; True when the process has been asked to end.
         """
-        return self.preempted or self._save_policy(self._moment(_step(step), time.time()))
+        return self._wants(_step(step), time.time())
 
-    def _moment(self, step: int, now: float) -> Moment:
-        pending = self._pending()
-        last = max(((at, number) for number, at in pending.items()), default=None)
-        last_step, last_time = (last[1], last[0]) if last else self._last or (None, None)
-        return Moment(step, now, last_step, last_time, self.preempted)
-
-    def _pending(self) -> dict[int, float]:
-        """Give the steps that are being saved in the background, and when that was begun."""
-        self._begun = {step: begun for step, begun in list(self._begun.items()) if not begun[1].done()}
-        return {step: at for step, (at, _) in self._begun.items()}
-
-    def _overwrite(self, step: int, force: bool) -> bool:
-        """Tell whether a file of the step is to be replaced; refuse where that would lose something."""
-        if force:
-            return True
-        if step in self._pending():
-            raise StepExistsError(self._catalog.path(step), step, "is being saved")
-        entry = self._catalog.look(step)
-        if entry is None:
-            return False
-        if not entry.damaged:
-            problem = f"is a file that cannot be read ({entry.problem})" if entry.problem else ""
-            raise StepExistsError(entry.path, step, problem)
-        return True  # of what is damaged there is no checkpoint any more
-
-    def _save(
-        self, step: int, tree: Any, described: dict[str, Any], overwrite: bool, manager: AsyncManager | None
-    ) -> bool:
-        def ended() -> None:
-            self._last = step, described["time"]
-            self._catalog.look(step)
-            self._delete_what_nobody_keeps(step)
-
-        reporting = None if manager is None else _Reporting(manager, ended)
-        path = self._catalog.path(step)
-        try:
-            name = msgpack_save(path, tree, overwrite, reporting, metadata=described, **self._how)  # type: ignore[arg-type]
-        except AlreadyExistsError:
-            raise StepExistsError(path, step) from None
-        finally:
-            if reporting is not None and reporting.future is not None:
-                self._begun[step] = described["time"], reporting.future
-        if not name:
-            _log.warning("Step %d is not saved: the AsyncManager has no room for it.", step)
-            return False
-        if reporting is None:
-            ended()
-        return True
+    def _wants(self, step: int, now: float) -> bool:
+        return self.preempted or self._save_policy(self._saver.moment(step, now, self.preempted))
 
     def _save_and_end(self, step: int, tree: Any, described: dict[str, Any], force: bool) -> None:
         """Save at once, whatever has failed before, and end the process."""
         end = SystemExit(128 + (self._preemption.signal or 0))
         try:
-            self._await(step)
-            if force or (entry := self._catalog.look(step)) is None or entry.info is None:
-                self._save(step, tree, described, True, None)
+            self._saver.save_now(step, tree, described, force)
         except Exception as error:  # noqa: BLE001  (the process ends all the same)
             _log.exception("Step %d could not be saved before the process ends", step)
             end.add_note(f"Step {step} could not be saved: {error!r}")
@@ -277,29 +215,6 @@ class CheckpointManager:
         if threading.current_thread() is not threading.main_thread():  # there, SystemExit would end the thread alone
             self._preemption.pass_on()
         raise end
-
-    def _delete_what_nobody_keeps(self, saved: int) -> None:
-        if self._keeps_all:
-            return
-        infos = self._catalog.infos()
-        try:
-            unwanted = to_delete(infos, self._keep_policy, time.time(), saved)
-        except Exception:  # noqa: BLE001  (the checkpoint is saved all the same)
-            _log.exception("The policy of what to keep failed: nothing is deleted")
-            return
-        for info in unwanted:
-            try:
-                os.unlink(info.path)
-            except FileNotFoundError:
-                pass
-            except OSError as error:  # it is tried again after the next save
-                _log.warning("%s could not be deleted: %s", info.path, error)
-
-    def _await(self, step: int | None = None) -> None:
-        """Wait for saves of this manager, or one of them; what fails is told at the next save, wait or close."""
-        for number in self._pending():
-            if step is None or number == step:
-                settle(self._catalog.path(number))
 
     # What there is.
 
@@ -342,8 +257,8 @@ class CheckpointManager:
         int or None
             The step; None if no checkpoint has the metric, or only as NaN.
         """
-        infos = [info for info in self._catalog.infos() if not math.isnan(info.metrics.get(self._metric, math.nan))]
-        return ranked(infos, self._metric, self._mode)[0].step if infos else None
+        best = self._loader.judged(self._catalog.infos())
+        return best[0].step if best else None
 
     def info(self, step: int) -> StepInfo:
         """Give what is known of a checkpoint.
@@ -364,7 +279,7 @@ class CheckpointManager:
             If there is no valid checkpoint of that step.
         """
         step = _step(step)
-        self._await(step)
+        self._saver.settle(step)
         entry = self._catalog.look(step)
         if entry is None or entry.info is None:
             raise self._missing(step, "" if entry is None else entry.problem)
@@ -458,61 +373,19 @@ class CheckpointManager:
             If checkpoint and ``init`` differ.
         """
         target: Any = init() if _makes(init) else init  # type: ignore[operator]
-        self._await()
+        self._saver.settle()
         if not self._catalog.entries():
             return 0, target
         return self._restore(step, target, strict, options)
 
     def _restore(self, which: Which, target: Any, strict: bool, options: Mapping[str, Any]) -> tuple[int, Any]:
-        self._await()
+        self._saver.settle()
         if not isinstance(which, str):
             number = _step(which)
             if self._catalog.look(number) is None:
                 raise self._missing(number)
             return number, msgpack_load(self._catalog.path(number), target, **options)
-        failed: list[str] = []
-        for entry in self._candidates(which):
-            try:
-                if entry.problem:
-                    raise CorruptCheckpointError(entry.problem)
-                tree = msgpack_load(entry.path, target, **options)
-            except FileNotFoundError:  # deleted since
-                continue
-            except (InvalidCheckpointPath, OSError) as error:
-                if strict:
-                    raise
-                failed.append(f"{os.path.basename(entry.path)}: {error}")
-            else:
-                self._tell(failed, entry.step)
-                return entry.step, tree
-        if failed:
-            listed = "".join(f"\n  - {text}" for text in failed)
-            raise CorruptCheckpointError(
-                f"None of the {len(failed)} checkpoints in {self.directory} can be loaded:{listed}"
-            )
-        raise CheckpointNotFoundError(self.directory, " (it holds no checkpoint of this name format).")
-
-    def _candidates(self, which: str) -> list[Entry]:
-        """Give the files to try, the first choice first; what is no valid checkpoint is among them, to be told of."""
-        entries = self._catalog.entries()
-        if which == "latest":
-            return entries[::-1]
-        if which != "best":
-            raise ValueError(f"step must be a number, 'latest' or 'best', got {which!r}.")
-        by_step = {entry.step: entry for entry in entries}
-        infos = [entry.info for entry in entries if entry.info is not None]
-        judged = [info for info in infos if not math.isnan(info.metrics.get(self._metric, math.nan))]
-        if infos and not judged:
-            names = ", ".join(sorted({name for info in infos for name in info.metrics})) or "none"
-            raise CheckpointNotFoundError(
-                self.directory, f" (no checkpoint has the metric {self._metric!r}; there are: {names})."
-            )
-        best = [by_step[info.step] for info in ranked(judged, self._metric, self._mode)]
-        return [*(entry for entry in entries if entry.problem), *best]
-
-    def _tell(self, failed: list[str], number: int) -> None:
-        if failed:
-            warn(f"Step {number} was loaded, since other checkpoints cannot be: {'; '.join(failed)}")
+        return self._loader.load(which, target, strict, options)
 
     def delete(self, step: int) -> None:
         """Delete the checkpoint of a step, whatever the policy says.
@@ -528,7 +401,7 @@ class CheckpointManager:
             If there is none.
         """
         step = _step(step)
-        self._await(step)
+        self._saver.settle(step)
         try:
             os.unlink(self._catalog.path(step))
         except FileNotFoundError:
@@ -548,12 +421,11 @@ class CheckpointManager:
             The steps that were deleted.
         """
         step = _step(step)
-        self._await()
+        self._saver.settle()
         later = [number for number in self.all_steps() if number > step]
         for number in later:
             self.delete(number)
-        infos = self._catalog.infos()
-        self._last = (infos[-1].step, infos[-1].time) if infos else None
+        self._saver.look_again()
         return later
 
     # Following another process.
@@ -657,26 +529,6 @@ class CheckpointManager:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.directory}: {_listed(self.all_steps()) or 'no checkpoint'}>"
-
-
-class _Reporting:
-    """An AsyncManager whose next save does something more when it has succeeded."""
-
-    def __init__(self, manager: AsyncManager, ended: Callable[[], None]) -> None:
-        self._manager = manager
-        self._ended = ended
-        self.future: SaveFuture | None = None
-
-    def reserve(self) -> SaveFuture | None:
-        self.future = self._manager.reserve()
-        return self.future
-
-    def release(self, future: SaveFuture) -> None:
-        self._manager.release(future)
-
-    def save_async(self, task: Any) -> SaveFuture | None:
-        task.then(self._ended)
-        return self._manager.save_async(task)
 
 
 def _signals(given: Any) -> Iterable[int]:

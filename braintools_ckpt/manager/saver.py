@@ -1,0 +1,169 @@
+"""One save after the other: what it overwrites, what becomes of it, and what is deleted when it is there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..api import Compression, msgpack_save
+from ..async_manager import AsyncManager, SaveFuture
+from ..errors import AlreadyExistsError, StepExistsError
+from ..storage.turns import settle
+from .catalog import Catalog
+from .policies import KeepPolicy, Moment, to_delete
+
+_log = logging.getLogger("braintools_ckpt")
+
+
+class Saver:
+    """Saves steps into a directory, and keeps in it what a policy wants.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        The directory.
+    keep : callable or None
+        The policy; None keeps all.
+    manager : AsyncManager or None
+        What writes in the background.
+    compression, durable
+        As in ``msgpack_save``.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        keep: KeepPolicy | None,
+        manager: AsyncManager | None,
+        compression: Compression | None,
+        durable: bool,
+    ) -> None:
+        self._catalog = catalog
+        self._keep = keep
+        self._manager = manager
+        self._compression = compression
+        self._durable = durable
+        #: Saves that have been begun: when, and what becomes of them.
+        self._begun: dict[int, tuple[float, SaveFuture]] = {}
+        self._last: tuple[int, float] | None = None
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Take as the last save what the directory says."""
+        infos = self._catalog.infos()
+        self._last = (infos[-1].step, infos[-1].time) if infos else None
+
+    def moment(self, step: int, now: float, preempted: bool) -> Moment:
+        """Give what a policy decides upon."""
+        pending = self._pending()
+        last = max(((at, number) for number, at in pending.items()), default=None)
+        last_step, last_time = (last[1], last[0]) if last else self._last or (None, None)
+        return Moment(step, now, last_step, last_time, preempted)
+
+    def _pending(self) -> dict[int, float]:
+        """Give the steps that are being saved in the background, and when that was begun."""
+        self._begun = {step: begun for step, begun in list(self._begun.items()) if not begun[1].done()}
+        return {step: at for step, (at, _) in self._begun.items()}
+
+    def save(self, step: int, tree: Any, described: dict[str, Any], force: bool) -> bool:
+        """Save a step, in the background if there is one; tell whether it is."""
+        return self._save(step, tree, described, self._overwrite(step, force), self._manager)
+
+    def save_now(self, step: int, tree: Any, described: dict[str, Any], force: bool) -> None:
+        """Save a step at once, unless it is there; what has failed before does not matter."""
+        self.settle(step)
+        entry = self._catalog.look(step)
+        if force or entry is None or entry.info is None:
+            self._save(step, tree, described, True, None)
+
+    def _save(
+        self, step: int, tree: Any, described: dict[str, Any], overwrite: bool, manager: AsyncManager | None
+    ) -> bool:
+        def ended() -> None:
+            self._last = step, described["time"]
+            self._catalog.look(step)
+            self._delete_what_nobody_keeps(step)
+
+        reporting = None if manager is None else _Reporting(manager, ended)
+        path = self._catalog.path(step)
+        try:
+            name = msgpack_save(
+                path,
+                tree,
+                overwrite,
+                reporting,  # type: ignore[arg-type]
+                metadata=described,
+                compression=self._compression,
+                durable=self._durable,
+            )
+        except AlreadyExistsError:
+            raise StepExistsError(path, step) from None
+        finally:
+            if reporting is not None and reporting.future is not None:
+                self._begun[step] = described["time"], reporting.future
+        if not name:
+            _log.warning("Step %d is not saved: the AsyncManager has no room for it.", step)
+            return False
+        if reporting is None:
+            ended()
+        return True
+
+    def _overwrite(self, step: int, force: bool) -> bool:
+        """Tell whether a file of the step is to be replaced; refuse where that would lose something."""
+        if force:
+            return True
+        if step in self._pending():
+            raise StepExistsError(self._catalog.path(step), step, "is being saved")
+        entry = self._catalog.look(step)
+        if entry is None:
+            return False
+        if not entry.damaged:
+            problem = f"is a file that cannot be read ({entry.problem})" if entry.problem else ""
+            raise StepExistsError(entry.path, step, problem)
+        return True  # of what is damaged there is no checkpoint any more
+
+    def _delete_what_nobody_keeps(self, saved: int) -> None:
+        if self._keep is None:
+            return
+        infos = self._catalog.infos()
+        try:
+            unwanted = to_delete(infos, self._keep, time.time(), saved)
+        except Exception:  # noqa: BLE001  (the checkpoint is saved all the same)
+            _log.exception("The policy of what to keep failed: nothing is deleted")
+            return
+        for info in unwanted:
+            try:
+                os.unlink(info.path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:  # it is tried again after the next save
+                _log.warning("%s could not be deleted: %s", info.path, error)
+
+    def settle(self, step: int | None = None) -> None:
+        """Wait for saves of this manager, or one of them; what fails is told at the next save, wait or close."""
+        for number in self._pending():
+            if step is None or number == step:
+                settle(self._catalog.path(number))
+
+
+class _Reporting:
+    """What is needed of an AsyncManager, whose next save does something more when it has succeeded."""
+
+    def __init__(self, manager: AsyncManager, ended: Callable[[], None]) -> None:
+        self._manager = manager
+        self._ended = ended
+        self.future: SaveFuture | None = None
+
+    def reserve(self) -> SaveFuture | None:
+        self.future = self._manager.reserve()
+        return self.future
+
+    def release(self, future: SaveFuture) -> None:
+        self._manager.release(future)
+
+    def save_async(self, task: Any) -> SaveFuture | None:
+        task.then(self._ended)
+        return self._manager.save_async(task)
