@@ -813,3 +813,20 @@ def test_signals_that_cannot_be_handled(tmp_path):
     with CheckpointManager(tmp_path, signals=signal.SIGTERM):
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_is_deleted_while_one_looks_is_looked_for_again(tmp_path, monkeypatch):
+    manager, writer = filled(tmp_path, [1]), CheckpointManager(tmp_path, keep=1, async_save=False)
+    reader = CheckpointManager(tmp_path)
+    entries = reader._catalog.entries
+    later = iter([2, 3])
+
+    def meanwhile():
+        found = entries()
+        if step := next(later, None):
+            writer.save(step, tree(step))
+        return found
+
+    monkeypatch.setattr(reader._catalog, "entries", meanwhile)
+    assert reader.restore()["step"] == 3
+    assert manager.all_steps() == [3]

@@ -44,20 +44,25 @@ class Loader:
     ) -> tuple[int, Any]:
         """Load the first choice that can be loaded; give its step, too."""
         failed: list[str] = []
-        for entry in self._candidates(which):
-            try:
-                if entry.problem:
-                    raise CorruptCheckpointError(entry.problem)
-                tree = msgpack_load(entry.path, target, **options)
-            except FileNotFoundError:  # deleted since
-                continue
-            except (InvalidCheckpointPath, OSError) as error:
-                if strict:
-                    raise
-                failed.append(f"{os.path.basename(entry.path)}: {error}")
-            else:
-                self._tell(failed, entry.step)
-                return entry.step, tree
+        while entries := self._candidates(which):
+            failed, all_there = [], True
+            for entry in entries:
+                try:
+                    if entry.problem:
+                        raise CorruptCheckpointError(entry.problem)
+                    tree = msgpack_load(entry.path, target, **options)
+                except FileNotFoundError:  # deleted since
+                    all_there = False
+                except (InvalidCheckpointPath, OSError) as error:
+                    if strict:
+                        raise
+                    failed.append(f"{os.path.basename(entry.path)}: {error}")
+                else:
+                    self._tell(failed, entry.step)
+                    return entry.step, tree
+            if all_there:
+                break
+            # Some were deleted while this one looked: a run that goes on has saved others.
         if failed:
             listed = "".join(f"\n  - {text}" for text in failed)
             raise CorruptCheckpointError(
