@@ -233,7 +233,8 @@ class AsyncManager:
         finally:  # no call in here: Ctrl-C could come in its stead
             if save not in line.entries:
                 save.is_over = True
-        self._raise_failures(save)
+        # At the very end nobody comes any more who could be told later.
+        self._raise_failures(None if at_exit.has_reported else save)
         return save
 
     def _raise_failures(self, begun: SaveFuture | None = None) -> None:

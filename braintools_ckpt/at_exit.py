@@ -19,6 +19,8 @@ from .storage.turns import Save, wait_until
 saves: Register[Save] = Register()
 #: What returns when saves that are on their way to a manager have arrived.
 barriers: list[Callable[[], object]] = []
+#: Whether it is too late to be told at the end.
+has_reported = False
 
 
 def _finish() -> None:
@@ -60,6 +62,8 @@ class _FailsToFlush:
 
 def _report() -> None:
     """Tell of saves whose failure nobody was told of, and see that the exit code says so."""
+    global has_reported
+    has_reported = True
     lost = 0
     for save in saves.present():  # Ctrl-C while the interpreter waited for it
         print(f"\nThe save of {save.name} in the background was not finished.", file=sys.stderr)
