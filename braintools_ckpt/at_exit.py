@@ -13,7 +13,7 @@ from typing import Any
 from . import threads
 from .lockfree import Register
 from .storage.outcome import failures
-from .storage.turns import Save, wait_until
+from .storage.turns import Save, line, wait_until
 
 #: All saves that a manager has made room for and that are not over.
 saves: Register[Save] = Register()
@@ -34,7 +34,7 @@ def _finish() -> None:
 
 
 def _wait() -> None:
-    wait_until(saves.present)
+    wait_until(lambda: [save for save in line.present() if save.crew is not None])
     threads.wait_for_all()  # callbacks too
 
 

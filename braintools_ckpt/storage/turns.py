@@ -159,6 +159,8 @@ class Save(Outcome):
         return list(takewhile(lambda save: save is not self, _at(self.place)))
 
     def _wait(self, timeout: float | None) -> None:
+        if self.is_over:
+            return
         if wait_until(lambda: [self], timeout) and not self.is_over:
             raise RuntimeError(f"The save of {self.name} cannot be waited for here: this thread is in the midst of it.")
         if not self.is_over:
