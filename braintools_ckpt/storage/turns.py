@@ -136,10 +136,13 @@ class Save(Outcome):
             if claim.by[:1] == [token]:
                 self.is_over = True
                 self._task = self._then = None
+                if self._calls:  # callbacks take their own time: another thread may go on with what is due
+                    rest()
                 try:
                     start_due()
                 finally:
                     self._tell()
+                    rest(False)
                 if failed is not None:
                     with suppress(Exception):  # a filter of the user's may raise
                         _log.error("The save of %s in the background failed: %r", self.name, failed)
