@@ -57,7 +57,7 @@ class walking(Token):  # noqa: N801  (it reads as a function)
         mine = [walk for walk in _walks.present() if walk.thread == self.thread]
         if not mine:
             return
-        frames, frame = set(), self.frame
+        frames, frame = set(), self.frame and self.frame.f_back  # no function has two walks at a time
         while frame is not None:
             frames.add(frame)
             frame = frame.f_back
