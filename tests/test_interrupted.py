@@ -244,6 +244,61 @@ def test_handlers_that_save_to_a_path_with_saves_that_wait(tmp_path):
     in_child(STORM + code, tmp_path)
 
 
+def test_handlers_threads_and_tasks_that_save_and_wait_for_each_other(tmp_path):
+    code = """
+    import random
+    managers = [bt.AsyncManager(max_workers=w, max_pending=p) for w, p in ((1, 1), (2, 3), (3, 2))]
+    stop = time.monotonic() + 2
+    def save(chance, who):
+        manager = chance.choice([None, *managers])
+        bt.msgpack_save(f"{folder}/{chance.randrange(5)}", {"by": who}, async_manager=manager, durable=False)
+    def wait(chance):
+        if chance.random() < 0.5:
+            chance.choice(managers).wait_previous_save()
+        else:
+            bt.msgpack_load(f"{folder}/{chance.randrange(5)}")
+    def task(chance, depth):
+        what = chance.random()
+        if what < 0.4:
+            wait(chance)
+        elif what < 0.7:
+            save(chance, "task")
+        elif depth:
+            chance.choice(managers).save_async(lambda: task(chance, depth - 1))
+    def go_on(number):
+        chance = random.Random(number)
+        while time.monotonic() < stop:
+            what = chance.random()
+            if what < 0.5:
+                save(chance, number)
+            elif what < 0.85:
+                future = chance.choice(managers).save_async(lambda: task(chance, 3))
+                if what < 0.55:
+                    future.cancel()
+            else:
+                wait(chance)
+    def handler():
+        chance = random.Random(count)
+        save(chance, "handler")
+        if chance.random() < 0.4:
+            wait(chance)
+    for name in range(5):
+        bt.msgpack_save(f"{folder}/{name}", {})
+    others = [threading.Thread(target=go_on, args=(number,)) for number in range(5)]
+    for other in others:
+        other.start()
+    main = random.Random(9)
+    every(0.0002, 3e-5, 97, handler, lambda: save(main, "main"))
+    for other in others:
+        other.join()
+    for manager in managers:
+        manager.close()
+        assert manager.pending == 0
+    assert sorted(os.listdir(folder)) == ["0", "1", "2", "3", "4", "x"], os.listdir(folder)
+    """
+    in_child(STORM + code, tmp_path)
+
+
 def test_ctrl_c_leaves_the_garbage_collector_on(tmp_path):
     code = """
     import gc

@@ -273,5 +273,7 @@ def _stuck(me: int) -> tuple[set[Save], set[int]]:
             if by[0].thread in threads if by else save.place in places:
                 saves.add(save)
                 places.add(save.place)
-        threads.update(wait.thread for wait in _waits.present() if wait.save in saves)
+        for wait in _waits.present():
+            if wait.save is not None and (wait.save in saves or wait.save.thread in threads):
+                threads.add(wait.thread)
     return saves, threads
