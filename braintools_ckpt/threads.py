@@ -6,6 +6,7 @@ A thread ends when it finds nothing to do. So nothing is kept ready, and nothing
 from __future__ import annotations
 
 import _thread
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -54,7 +55,7 @@ class Crew:
             return True
         if not is_ending:
             try:
-                _thread.start_new_thread(self._work, (True,))
+                _thread.start_new_thread(self._work_apart, ())
                 return True
             except RuntimeError:  # there are too many threads
                 pass
@@ -67,6 +68,12 @@ class Crew:
         if until in workers:
             workers = workers[: workers.index(until)]
         return sum(not worker.rests for worker in workers)
+
+    def _work_apart(self) -> None:
+        try:
+            self._work(True)
+        finally:
+            _forget_thread()
 
     def _work(self, is_apart: bool) -> None:
         # A thread enters itself: if it were entered by whoever starts it, a signal handler that comes before the start
@@ -98,6 +105,16 @@ def rest(rests: bool = True) -> None:
         for worker in _workers.entries.copy():
             if worker.thread == me:
                 worker.rests = rests
+
+
+def _forget_thread() -> None:
+    """Take away what ``threading`` keeps of this thread if somebody, as logging, has asked for it.
+
+    It has not started the thread, and before Python 3.12 does not see it end.
+    """
+    me, known = _thread.get_ident(), getattr(threading, "_active", {})
+    if isinstance(known.get(me), getattr(threading, "_DummyThread", ())):
+        known.pop(me, None)
 
 
 def wait_for_all() -> None:

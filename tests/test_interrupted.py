@@ -6,6 +6,7 @@ tracing. Others get real signals at random moments.
 
 from __future__ import annotations
 
+import asyncio
 import dis
 import gc
 import itertools
@@ -16,7 +17,7 @@ import sys
 import textwrap
 import threading
 import time
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 
 import jax
@@ -522,6 +523,24 @@ def test_a_future_tells_its_state(tmp_path):
         assert "done" in repr(future)
 
 
+def test_what_others_do_with_futures(tmp_path):
+    async def save():
+        bt.msgpack_save(tmp_path / "x", {}, async_manager=manager)
+        await asyncio.wrap_future(manager.save_future)
+        bt.msgpack_save(tmp_path, {}, async_manager=manager)
+        with pytest.raises(bt.InvalidCheckpointPath):
+            await asyncio.wrap_future(manager.save_future)
+
+    with bt.AsyncManager(max_pending=4) as manager:
+        asyncio.run(save())
+        futures = []
+        for name in "abc":
+            bt.msgpack_save(tmp_path / name, {}, async_manager=manager)
+            futures.append(manager.save_future)
+        assert wait(futures, timeout=10).done == set(futures)
+        assert set(as_completed(futures, timeout=10)) == set(futures)
+
+
 def test_flax_files_wait_for_no_array(tmp_path):
     slow = jax.jit(lambda x: jax.lax.fori_loop(0, 4000, lambda _, x: jnp.sin(x) + 1, x))
     x = jnp.ones(20_000)
@@ -567,6 +586,24 @@ def test_a_child_of_a_process_that_walks_collects_garbage(tmp_path):
     assert gc.isenabled()
     """
     in_child(code, tmp_path)
+
+
+def test_an_error_that_the_program_handles_keeps_its_values(tmp_path, monkeypatch):
+    def fail():
+        found = 3
+        raise KeyError(found)
+
+    monkeypatch.setattr(threads, "is_ending", True)
+    manager = bt.AsyncManager()
+    try:
+        fail()
+    except KeyError as error:
+        with pytest.raises(bt.InvalidCheckpointPath):
+            [bt.msgpack_save(tmp_path, {}, async_manager=manager) for _ in range(2)]
+        kept = error.__traceback__.tb_next.tb_frame.f_locals
+    assert kept == {"found": 3}
+    with pytest.raises(bt.InvalidCheckpointPath):
+        manager.close()
 
 
 # What it is made of.

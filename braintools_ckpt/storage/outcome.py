@@ -126,9 +126,9 @@ class Outcome(Future[Any]):
             f"The save of {self.name} was interrupted, or is left to the parent process."
         )
 
-    def _keep(self, error: BaseException) -> None:
-        """Keep what the work has raised, and see that somebody is told."""
-        let_go(error)
+    def _keep(self, error: BaseException, outer: BaseException | None) -> None:
+        """Keep what the work has raised, and see that somebody is told; ``outer`` was being handled before."""
+        let_go(error, outer)
         if error.__traceback__ is not None:  # the caller's frame, which is not at its end
             error.__traceback__ = error.__traceback__.tb_next
         told = error
@@ -167,10 +167,13 @@ class Outcome(Future[Any]):
                     _log.exception("A callback of the save of %s has failed", self.name)
 
 
-def let_go(error: BaseException) -> None:
-    """Take the values of an error's frames away, and of those that led to it: they hold what was to be saved."""
+def let_go(error: BaseException, outer: BaseException | None = None) -> None:
+    """Take the values of an error's frames away, and of those that led to it: they hold what was to be saved.
+
+    Those of ``outer`` are somebody else's.
+    """
     todo: list[BaseException | None] = [error]
-    known: set[int] = set()
+    known = {id(outer)}
     while todo:
         found = todo.pop()
         if found is None or id(found) in known:

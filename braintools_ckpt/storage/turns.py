@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from _thread import get_ident
 from collections.abc import Callable, Hashable, Iterable
@@ -121,7 +122,7 @@ class Save(Outcome):
     def run(self) -> None:
         """Do it, unless somebody does already; what it raises is its outcome."""
         token, claim = Token(), self._claim
-        failed: BaseException | None = None
+        outer, failed = sys.exception(), None
         try:
             if claim.take(token):
                 try:
@@ -129,7 +130,7 @@ class Save(Outcome):
                     self._has_value = True
                 except BaseException as error:
                     failed = error
-                    self._keep(error)
+                    self._keep(error, outer)
                     if not isinstance(error, Exception):
                         raise
         finally:
@@ -146,7 +147,7 @@ class Save(Outcome):
                 if failed is not None:
                     with suppress(Exception):  # a filter of the user's may raise
                         _log.error("The save of %s in the background failed: %r", self.name, failed)
-                    del failed
+                del failed, outer  # with this frame they would be a cycle
 
     def _do(self) -> Any:
         task, self._task = self._task, None
