@@ -11,13 +11,15 @@ from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, get_args
 
+import numpy as np
+
 from .document import Document, LiveArrays
 from .errors import AlreadyExistsError, CheckpointTooLargeError, InvalidCheckpointPath, format_path, unlink
 from .format import codec, legacy, reader, writer
 from .storage.local import atomic_write
 from .storage.sinks import BytesSink, Sink, StreamSink
 from .storage.sources import BufferSource, Source, open_source
-from .storage.turns import InTurn, place_of, settle
+from .storage.turns import Save, line, place_of, settle
 from .tree import registry
 from .tree.decode import decode_metadata
 from .tree.encode import encode, encode_metadata
@@ -125,16 +127,16 @@ def msgpack_save(
     """
     _check_form(format, metadata, compression)
     name = _local_name(filename, "write", "wb")
-    slot = None
-    if async_manager is not None:
-        slot = _reserved(async_manager)
-        if slot is None:
-            return ""
-    if verbose:
-        print(f"Saving checkpoint into {name or filename}")
+    shown = name or str(getattr(filename, "name", filename))
+    save = Save()
     try:
-        # In a function: what the save holds must not be kept by this frame, and so by the error of an earlier save.
-        save = _prepared_save(
+        if async_manager is not None and not _reserved(async_manager, save):
+            return ""
+        if verbose:
+            print(f"Saving checkpoint into {shown}")
+        # In a function: what is prepared must not be kept by this frame, and so by the error of an earlier save.
+        _prepare(
+            save,
             filename,
             name,
             target,
@@ -145,19 +147,17 @@ def msgpack_save(
             durable,
             progress,
             only,
-            slot,
-            async_manager,
+            async_manager is not None,
         )
-    except BaseException:
-        if slot:
-            async_manager.release(slot)  # type: ignore[union-attr]
-        raise
-    del target  # for the same reason
-    if async_manager is None:
-        save()
-    else:
-        async_manager.save_async(save)
-    return name or str(getattr(filename, "name", filename))
+        del target  # for the same reason
+        if async_manager is None:
+            save.write()
+        else:
+            async_manager.save_async(save)
+    finally:  # no call in here: Ctrl-C could come in its stead
+        if save not in line.entries:
+            save.is_over = True
+    return shown
 
 
 def msgpack_load(
@@ -502,7 +502,8 @@ def read_metadata(document: Document) -> dict[str, Any]:
     return decode_metadata(document.metadata, registry)
 
 
-def _prepared_save(
+def _prepare(
+    save: Save,
     filename: File,
     name: str | None,
     target: Any,
@@ -513,19 +514,18 @@ def _prepared_save(
     durable: bool,
     progress: bool,
     only: Any,
-    slot: Any,
-    async_manager: AsyncManager | None,
-) -> InTurn:
+    is_async: bool,
+) -> None:
+    """Do all of a save that cannot wait, and tell it what is left to be done."""
     if name is not None and not overwrite and os.path.lexists(name):
         raise AlreadyExistsError(name)
     with walking():
-        put, nbytes = _prepared(target, metadata, format, compression, only, snapshot=async_manager is not None)
-    shown = name or str(getattr(filename, "name", filename))
+        put, nbytes = _prepared(target, metadata, format, compression, only, snapshot=is_async)
     # By then the program may be in another directory.
-    path = os.path.abspath(name) if name and async_manager else name
+    path = os.path.abspath(name) if name and is_async else name
     size = nbytes if format == "v1" and compression is None else None  # of others it is not known
     write = functools.partial(_write, put, filename, path, overwrite, durable, progress, size)
-    return InTurn(write, _place(filename, path), path=shown, nbytes=nbytes, slot=slot or None)
+    save.prepare(write, _place(filename, path), name or str(getattr(filename, "name", filename)), nbytes)
 
 
 def _prepared(
@@ -552,17 +552,23 @@ def _prepared(
     if form == "v1":
         prepared = writer.Writer(document, compress=compression is not None)
         return prepared.write, prepared.nbytes
-    state = to_state_dict(document, registry, live.host)
+    state = to_state_dict(document, registry, functools.partial(_soon, live) if snapshot else live.host)
     return functools.partial(legacy.write_state_dict, state), sum(spec.nbytes for spec in live.specs)
 
 
-def _reserved(manager: Any) -> Any:
-    """Reserve room for a save with a manager: None if it leaves the save out, False if it knows no such thing."""
+def _soon(live: LiveArrays, index: int) -> Any:
+    """Give an array of a snapshot; one that is still on its way to the host stays what it is until it is written."""
+    source = live.sources[index]
+    return live.host(index) if isinstance(source, (np.ndarray, memoryview)) else source
+
+
+def _reserved(manager: Any, save: Save) -> bool:
+    """Have a manager make room for a save; false if it leaves the save out."""
     _check_manager(manager)
     if hasattr(manager, "reserve"):
-        return manager.reserve()
+        return manager.reserve(save) is not None
     manager.wait_previous_save()  # that of another library
-    return False
+    return True
 
 
 def _check_manager(manager: Any) -> None:

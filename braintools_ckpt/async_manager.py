@@ -1,78 +1,36 @@
 """AsyncManager: saves that are written while the program goes on.
 
 What a save takes in the program's own time, ``api`` does: it walks the tree, holds or copies the arrays, and makes a
-task of all the rest. Here tasks are run by threads, so many at a time, and nothing that fails goes unseen.
+task of all the rest. ``storage.turns`` has it run when its turn has come. Here is how many saves there may be, and who
+is told what has failed.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import logging
-import os
-import sys
-import threading
 import traceback
-import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import takewhile
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 
+from . import api, at_exit
 from .errors import PendingSaveError
-from .storage.turns import InTurn, in_background, is_background
+from .lockfree import Token
+from .storage.outcome import Failure, failures
+from .storage.turns import Save, crew_of, line, that_can_end, wait_until
 
+# Imported here, though it is not used: a signal handler that saves must not be the first to import it.
+_ = api
 OnFull: TypeAlias = Literal["wait", "skip", "raise"]
-
-_log = logging.getLogger("braintools_ckpt")
-#: So that tasks are handed to threads in the order of the turns that they have taken, over all managers.
-_handing_over = threading.RLock()
-_here = threading.local()
-#: Seconds after which a wait looks again: what is given up by being forgotten wakes nobody.
-_NAP = 1.0
+#: One save in the background: a concurrent.futures.Future with ``path`` and ``nbytes``.
+SaveFuture: TypeAlias = Save
 
 
-class SaveFuture(Future[Any]):
-    """The outcome of one save in the background.
-
-    Attributes
-    ----------
-    path : str or None
-        Where the checkpoint goes.
-    nbytes : int
-        Size of the arrays that are held until it is there.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.path: str | None = None
-        self.nbytes = 0
-        #: The thread that cannot wait for the save: it has still to hand it over, or is doing it.
-        self.owner: int | None = threading.get_ident()
-        self.work: InTurn | None = None
-        self.has_begun = self.has_ended = False
-        self._free = threading.Lock()
-
-    def take(self) -> bool:
-        """Tell whether the caller is the first who wants to run the save."""
-        return self._free.acquire(blocking=False)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait, and give what the save raised; it is not raised again by the manager."""
-        error = super().exception(timeout)
-        _unseen.discard(self)
-        return error
-
-    def result(self, timeout: float | None = None) -> Any:
-        """Wait, and raise what the save raised."""
-        self.exception(timeout)
-        return super().result(timeout)
-
-
-#: Saves that failed, of which nobody has been told yet.
-_unseen: set[SaveFuture] = set()
+class ManagerClosedError(RuntimeError):
+    """A save was asked for of a manager that is closed."""
 
 
 class AsyncManager:
@@ -127,18 +85,10 @@ class AsyncManager:
         self.max_pending = max_pending
         self.on_full = on_full
         self.skipped = 0
-        self._closed = False
-        self._start()
-        _managers.add(self)
-
-    def _start(self) -> None:
         self.save_future: SaveFuture | None = None
-        self.executor = ThreadPoolExecutor(self.max_workers, thread_name_prefix="braintools_ckpt")
-        self._changed = threading.Condition()
-        # Weakly, so that what Ctrl-C lets nobody hand over is not waited for; the others are held by the executor.
-        self._pending: weakref.WeakSet[SaveFuture] = weakref.WeakSet()
-        self._failed: list[SaveFuture] = []
+        self._crew = crew_of(int(max_workers))
         self._barriers: list[Callable[[], object]] = []
+        self._closed = False
 
     def __repr__(self) -> str:
         held = f"{self.pending} pending, {self.pending_bytes / 2**20:.1f} MiB held, {self.skipped} skipped"
@@ -175,14 +125,18 @@ class AsyncManager:
     @property
     def pending_bytes(self) -> int:
         """Bytes of the arrays that are held for saves that have not ended."""
-        return sum(future.nbytes for future in self._unfinished())
+        return sum(save.nbytes for save in self._unfinished())
 
     def _unfinished(self) -> list[SaveFuture]:
-        with self._changed:
-            return [future for future in self._pending if not future.has_ended]
+        return [save for save in at_exit.saves.present() if save.crew is self._crew]
 
-    def reserve(self) -> SaveFuture | None:
+    def reserve(self, save: SaveFuture | None = None) -> SaveFuture | None:
         """Reserve room for one more save: wait for it, or do what ``on_full`` says.
+
+        Parameters
+        ----------
+        save : SaveFuture, optional
+            The save to be, if there is one already. Whoever has made it can give it up, whatever happens here.
 
         Returns
         -------
@@ -197,33 +151,39 @@ class AsyncManager:
         RuntimeError
             If the manager is closed.
         """
-        with self._changed:
+        save = save or Save()
+        save.crew = self._crew
+        is_reserved = False
+        try:
+            at_exit.saves.enter(save)  # first: its place among the others is what counts
             self._check_open()
-            unfinished = self._unfinished()
-            if len(unfinished) >= self.max_pending and self.on_full == "skip":
-                self.skipped += 1
-                self._raise_failures()
+            if self.on_full == "wait":
+                wait_until(lambda: self._too_many(save))
+            elif others := self._too_many(save):
+                self._refuse(others)
                 return None
-            if len(unfinished) >= self.max_pending and self.on_full == "raise":
-                raise PendingSaveError(
-                    f"Cannot save: {len(unfinished)} of {self.max_pending} saves in the background have not ended "
-                    f"({', '.join(map(_name, unfinished))}). Save less often, or make the AsyncManager with "
-                    "on_full='wait' or a larger max_pending."
-                )
-            while self._others() >= self.max_pending:
-                self._changed.wait(_NAP)
-            self._check_open()
-            future = SaveFuture()
-            self._pending.add(future)
-            return future
+            self._check_open()  # it was closed while this one waited
+            is_reserved = True
+            return save
+        finally:
+            if not is_reserved:
+                save.is_over = True
 
-    def _others(self) -> int:
-        """Count saves that this thread can wait for: not its own, nor what waits for those."""
-        unfinished = [future for future in self._unfinished() if not (future.work and future.work.turn.waits_for_own())]
-        if is_background():  # those that have not begun may stand behind it
-            unfinished = [future for future in unfinished if future.has_begun]
-        me = threading.get_ident()
-        return sum(future.owner != me for future in unfinished)
+    def _too_many(self, save: SaveFuture) -> list[SaveFuture]:
+        """Give the unfinished saves that were asked for before by others, if there is no room beside them."""
+        before = that_can_end(takewhile(lambda other: other is not save, self._unfinished()))
+        return before if len(before) >= self.max_pending else []
+
+    def _refuse(self, unfinished: list[SaveFuture]) -> None:
+        if self.on_full == "skip":
+            self.skipped += 1
+            self._raise_failures()
+            return
+        raise PendingSaveError(
+            f"Cannot save: {len(unfinished)} of {self.max_pending} saves in the background have not ended "
+            f"({', '.join(save.name for save in unfinished)}). Save less often, or make the AsyncManager with "
+            "on_full='wait' or a larger max_pending."
+        )
 
     def release(self, future: SaveFuture) -> None:
         """Give back what was reserved.
@@ -234,19 +194,12 @@ class AsyncManager:
             What :meth:`reserve` gave.
         """
         future.cancel()
-        self._forget(future)
-
-    def _forget(self, future: SaveFuture) -> None:
-        future.has_ended = True
-        with self._changed:
-            self._pending.discard(future)
-            self._changed.notify_all()
 
     def _check_open(self) -> None:
         if self._closed:
-            raise RuntimeError("Cannot save with a closed AsyncManager. Make a new one.")
+            raise ManagerClosedError("Cannot save with a closed AsyncManager. Make a new one.")
 
-    def save_async(self, task: Callable[[], Any]) -> SaveFuture | None:
+    def save_async(self, task: Callable[[], Any] | SaveFuture) -> SaveFuture | None:
         """Run a task in the background.
 
         Parameters
@@ -268,96 +221,62 @@ class AsyncManager:
         Exception
             What an earlier task raised, if nobody has seen it yet. This one is run nevertheless.
         """
-        work = task if isinstance(task, InTurn) else InTurn(task, self)
-        future: SaveFuture | None = work.slot or self.reserve()
-        if future is None:
-            return None
-        future.path, future.nbytes, future.work = work.path, work.nbytes, work
-        self.save_future = future
+        save = task if isinstance(task, Save) else Save(task, self._crew)
         try:
-            handed_over = self._hand_over(work, future)
-        except BaseException:  # Ctrl-C
-            if future.take():
-                work.give_up()
-                self.release(future)
+            if save.crew is None and self.reserve(save) is None:
+                return None
+            save.hand_over()
+            self.save_future = save
+        except BaseException as error:
+            save.is_told_by(error)
             raise
-        if not handed_over:
-            self._run(work, future)
-        self._raise_failures(future)
-        return future
-
-    def _hand_over(self, work: InTurn, future: SaveFuture) -> bool:
-        """Give a save to a thread; False if none can have it, and it is to be written now."""
-        if getattr(_here, "hands_over", False) or work.turn.waits_for_own():
-            return False  # a signal handler's save, in the midst of another one
-        try:
-            with _handing_over, in_background():  # a signal handler that comes now must not wait for it
-                _here.hands_over = True
-                work.turn.take()
-                work.turn.hand_over()
-                future.owner = None
-                handed = self.executor.submit(self._work, work, future)
-                # Whoever shuts the executor down and cancels what is in it, writes it.
-                handed.add_done_callback(lambda handed: self._work(work, future) if handed.cancelled() else None)
-        except RuntimeError as error:  # the executor was shut down, the interpreter ends, or there are too many threads
-            _log.warning("No thread takes the save of %s (%s): it is written now.", _name(future), error)
-            return False
-        finally:
-            _here.hands_over = False
-        return True
-
-    def _work(self, work: InTurn, future: SaveFuture) -> None:
-        """Do a save in a thread that nobody else's Ctrl-C or exit concerns."""
-        try:
-            self._run(work, future)
-        except BaseException as error:  # noqa: BLE001  (it is told where somebody asks)
-            _log.error("The save of %s in the background ended with %r", _name(future), error)
-
-    def _run(self, work: InTurn, future: SaveFuture) -> None:
-        if not future.take():
-            return
-        try:
-            future.owner, future.has_begun = threading.get_ident(), True
-            with in_background():
-                if not future.set_running_or_notify_cancel():
-                    work.give_up()
-                    return
-                try:
-                    result = work()
-                except BaseException as error:
-                    self._fail(future, error)
-                    if not isinstance(error, Exception):
-                        raise
-                else:
-                    future.set_result(result)
-        finally:
-            future.work = None
-            self._forget(future)
-
-    def _fail(self, future: SaveFuture, error: BaseException) -> None:
-        _let_go(error)
-        # Ctrl-C and sys.exit() would end whoever asks.
-        told = error if isinstance(error, Exception) else RuntimeError(f"The save ended with {error!r}")
-        told.add_note(f"This was in the background, in the save of {_name(future)}.")
-        _log.error("The save of %s in the background failed: %r", _name(future), error)
-        with self._changed:
-            self._failed.append(future)
-            _unseen.add(future)
-        future.set_exception(told)
+        finally:  # no call in here: Ctrl-C could come in its stead
+            if save not in line.entries:
+                save.is_over = True
+        # At the very end nobody comes any more who could be told later.
+        self._raise_failures(None if at_exit.has_reported else save)
+        return save
 
     def _raise_failures(self, begun: SaveFuture | None = None) -> None:
-        with self._changed:
-            failed = [future for future in self._failed if future in _unseen and future is not begun]
-            self._failed = [future for future in self._failed if future is begun]
-            errors = [future.exception() for future in failed]
-        first, *others = errors or [None]
-        if first is None:
-            return
-        for future, other in zip(failed[1:], others, strict=True):
-            first.add_note(f"Besides, the save of {_name(future)} in the background failed: {other!r}")
-        if begun is not None:
-            first.add_note(f"The save that was asked for now, of {_name(begun)}, goes on.")
-        raise first
+        """Raise what nobody was told of; whatever keeps this from being raised leaves it to the next one who asks."""
+        token = Token()
+        first: BaseException | None = None
+        try:
+            first = self._failed(token, begun)
+            if first is not None:
+                raise first  # noqa: TRY301  (what happens on the way is caught below)
+        except BaseException as error:
+            for failure in failures.present():
+                if failure.claim.by[:1] == [token]:
+                    if error is first:
+                        failure.is_over = True
+                    else:
+                        failure.claim.give_back()
+            raise
+        finally:
+            del first
+
+    def _failed(self, token: Token, begun: SaveFuture | None) -> BaseException | None:
+        """Give the first error that nobody was told of or is about to tell of, with notes on the others."""
+        mine: list[Failure] = [
+            failure
+            for failure in failures.present()
+            if isinstance(failure.outcome, Save)
+            and failure.outcome.crew is self._crew
+            and failure.outcome is not begun
+            and failure.claim.take(token)
+        ]
+        if not mine:
+            return None
+        first = mine[0].error
+        with suppress(Exception):  # an error may have a method of its own that fails
+            for failure in mine[1:]:
+                first.add_note(
+                    f"Besides, the save of {failure.outcome.name} in the background failed: {failure.error!r}"
+                )
+            if begun is not None:
+                first.add_note(f"The save that was asked for now, of {begun.name}, goes on.")
+        return first
 
     def add_barrier(self, barrier: Callable[[], object]) -> None:
         """Call a function before each wait.
@@ -367,24 +286,25 @@ class AsyncManager:
         barrier : callable
             Of no arguments; it returns when saves that are on their way to this manager have arrived.
         """
-        if barrier not in self._barriers:
-            self._barriers.append(barrier)
+        for barriers in (self._barriers, at_exit.barriers):
+            if barrier not in barriers:
+                barriers.append(barrier)
 
     def wait_previous_save(self) -> None:
         """Wait until all saves have ended; raise what has failed, once."""
-        self._pass_barriers(self._wait)
+        self._pass_barriers()
 
     def close(self) -> None:
-        """Wait for all saves and end the threads; then nothing can be saved any more.
+        """Wait for all saves; then nothing can be saved any more.
 
         Raises
         ------
         Exception
             What failed in the background, if nobody has seen it yet.
         """
-        self._pass_barriers(self._end)
+        self._pass_barriers(closes=True)
 
-    def _pass_barriers(self, go_on: Callable[[], None]) -> None:
+    def _pass_barriers(self, closes: bool = False) -> None:
         """Let arrive what is on its way; if that fails, as a loop did that saves, go on all the same."""
         failed: Exception | None = None
         for barrier in () if self._closed else self._barriers:
@@ -393,7 +313,8 @@ class AsyncManager:
             except Exception as error:  # noqa: BLE001  (raised below)
                 failed = failed or error
         try:
-            go_on()
+            self._closed = self._closed or closes
+            wait_until(self._unfinished)
             self._raise_failures()
         except Exception as error:
             if failed is not None:
@@ -401,87 +322,3 @@ class AsyncManager:
             raise
         if failed is not None:
             raise failed
-
-    def _wait(self) -> None:
-        with self._changed:
-            while self._others():
-                self._changed.wait(_NAP)
-
-    def _end(self) -> None:
-        with self._changed:
-            self._closed = True
-        self._wait()
-        self.executor.shutdown(wait=True)
-
-
-def _let_go(error: BaseException) -> None:
-    """Take the values of an error's frames away: they hold what was to be saved."""
-    known: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in known:
-        known.add(id(found))
-        traceback.clear_frames(found.__traceback__)
-        found = found.__cause__ or found.__context__
-    if error.__traceback__ is not None:  # this frame, which is not at its end
-        error.__traceback__ = error.__traceback__.tb_next
-
-
-def _name(future: SaveFuture) -> str:
-    return future.path or "a task without a path"
-
-
-_managers: weakref.WeakSet[AsyncManager] = weakref.WeakSet()
-
-
-def _start_anew() -> None:
-    """Leave what is pending to the parent process, where its threads are."""
-    global _handing_over
-    _handing_over = threading.RLock()
-    _unseen.clear()
-    for manager in _managers:
-        manager._start()
-
-
-class _FailsToFlush:
-    """A standard stream that cannot be flushed when the interpreter ends, which then exits with the code 120."""
-
-    closed = False
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def flush(self) -> None:
-        """Flush; at the very end, fail."""
-        with contextlib.suppress(ValueError):  # it may be closed
-            self._stream.flush()
-        if sys.is_finalizing():
-            raise RuntimeError("saves in the background failed, see above; so the exit code is 120")
-
-    def __repr__(self) -> str:
-        return "the end of the process"
-
-
-def _report_unseen() -> None:
-    """Tell of saves whose failure nobody was told of, and see that the exit code says so."""
-    lost = 0
-    for manager in list(_managers):
-        for barrier in manager._barriers:
-            with contextlib.suppress(Exception):  # jax tells of it itself
-                barrier()
-        for future in manager._unfinished():  # Ctrl-C while the interpreter waited for it
-            print(f"\nThe save of {_name(future)} in the background was not finished.", file=sys.stderr)
-            lost += 1
-    for future in list(_unseen):
-        print(f"\nThe save of {_name(future)} in the background failed, and nobody waited:", file=sys.stderr)
-        traceback.print_exception(future.exception())
-        lost += 1
-    if lost:  # data that was not written is what Python has an exit code for, if it is its own streams'
-        sys.stdout = _FailsToFlush(sys.stdout or sys.stderr)
-
-
-atexit.register(_report_unseen)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -109,17 +110,22 @@ def save_in_loop(
     _path(pattern, 0)
 
     def put(step: int, tree: Any) -> None:
-        msgpack_save(
+        write = functools.partial(
+            msgpack_save,
             os.path.join(folder, _path(pattern, step)),
             tree,
             overwrite,
-            # A loop that another thread has begun may outlive the manager.
-            None if getattr(async_manager, "closed", False) else async_manager,
             metadata={**(metadata or {}), "step": step} if format == "v1" else None,
             format=format,
             compression=compression,
             durable=durable,
         )
+        from .async_manager import ManagerClosedError
+
+        try:
+            write(async_manager)
+        except ManagerClosedError:  # a loop that another thread has begun may outlive the manager
+            write(None)
 
     def save(step: Any, tree: Any) -> None:
         registry.activate("jax")

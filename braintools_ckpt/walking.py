@@ -3,60 +3,95 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from types import FrameType, TracebackType
+
+from .lockfree import Register, Token
 
 #: How deep a tree may nest. MessagePack libraries stop at 1024 levels, and a level of ours takes up to two of theirs.
 MAX_DEPTH = 400
 _CALLS_A_LEVEL = 8
 
-#: A signal handler that saves may come at any moment, also while this is held.
-_lock = threading.RLock()
-_users = 0
-_limit = 0
-_collecting = False
 
-
-@contextmanager
-def walking() -> Iterator[None]:
+class walking(Token):  # noqa: N801  (it reads as a function)
     """Give a block the calls that a tree of ``MAX_DEPTH`` levels takes, and spare it the garbage collector.
 
     A walk makes many small objects and no garbage: collecting in between would go over all of them again and again,
     which takes longer than the walk. Both settings are the whole process's; the last of all threads to leave such a
     block puts them back.
     """
-    _enter()
-    try:
-        yield
-    finally:
-        _leave()
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_over = False
+        self.frame: FrameType | None = None
 
-def _enter() -> None:
-    global _users, _limit, _collecting
-    with _lock:
-        _users += 1
-        if _users == 1:
-            _limit = sys.getrecursionlimit()
-            _collecting = gc.isenabled()
-            sys.setrecursionlimit(_limit + MAX_DEPTH * _CALLS_A_LEVEL)
-            gc.disable()
+    def __enter__(self) -> None:
+        try:
+            self.frame = sys._getframe(1)
+            self._forget_lost()
+            _walks.enter(self)
+            _set_up()
+        except BaseException:
+            self.__exit__()
+            raise
 
-
-def _leave() -> None:
-    global _users
-    with _lock:
-        if _users == 1:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:
+        self.is_over = True
+        self.frame = None
+        try:
             _put_back()
-        _users -= 1
+        except BaseException:  # Ctrl-C
+            _put_back()
+            raise
+
+    def _forget_lost(self) -> None:
+        """Forget walks of this thread whose block has been left without a word, as Ctrl-C came just then."""
+        mine = [walk for walk in _walks.present() if walk.thread == self.thread]
+        if not mine:
+            return
+        frames, frame = set(), self.frame and self.frame.f_back  # no function has two walks at a time
+        while frame is not None:
+            frames.add(frame)
+            frame = frame.f_back
+        for walk in mine:
+            if walk.frame not in frames:
+                walk.is_over, walk.frame = True, None
+
+
+_walks: Register[walking] = Register()
+#: What was set before the first of all walks, the first entry counts; empty while there is none.
+_before: list[tuple[int, bool]] = []
+
+
+def _set_up() -> None:
+    if not _before:
+        _before.append((sys.getrecursionlimit(), gc.isenabled()))
+    for limit, _ in _before[:1]:
+        sys.setrecursionlimit(limit + MAX_DEPTH * _CALLS_A_LEVEL)
+        gc.disable()
 
 
 def _put_back() -> None:
-    if _collecting:
-        gc.enable()
-    if sys.getrecursionlimit() == _limit + MAX_DEPTH * _CALLS_A_LEVEL:
-        # This thread may itself be deeper than that by now: then the limit stays.
-        with suppress(RecursionError):
-            sys.setrecursionlimit(_limit)
+    if not _walks.present():
+        for limit, collecting in _before[:1]:
+            if collecting:
+                gc.enable()
+            if sys.getrecursionlimit() == limit + MAX_DEPTH * _CALLS_A_LEVEL:
+                # This thread may itself be deeper than that by now: then the limit stays.
+                with suppress(RecursionError):
+                    sys.setrecursionlimit(limit)
+        _before.clear()
+    if _walks.present():  # another thread may have begun meanwhile
+        _set_up()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_put_back)  # walks of other threads go on in the parent

@@ -26,12 +26,12 @@ MODULES = {
 
 #: The layers, from below: a module knows its own layer and those below it.
 LAYERS = [
-    {"errors", "walking", "recursion", "warn"},
-    {"dtypes"},
+    {"errors", "lockfree", "recursion", "warn"},
+    {"dtypes", "threads", "walking"},
     {"document"},
     {"tree", "format", "storage"},
     {"api"},
-    {"async_manager", "checkpoint", "in_loop", "manager", "distributed", "convert"},
+    {"async_manager", "at_exit", "checkpoint", "in_loop", "manager", "distributed", "convert"},
     {"cli"},
 ]
 #: Within the layer in the middle, these do not know each other at all; but the format is written through storage.

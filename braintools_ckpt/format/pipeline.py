@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
+
+from ..threads import Job, Team
 
 T = TypeVar("T")
 
@@ -34,17 +35,17 @@ class Pipeline(Generic[T]):
     """
 
     def __init__(self, put: Callable[[T], None], threads: int | None = None) -> None:
+        size = threads or processors()
         self._put = put
-        self._threads = threads or processors()
-        self._pending: deque[Future[T]] = deque()
-        self._pool: ThreadPoolExecutor | None = None
-        self._most = self._threads + 1
+        self._team = Team(size)
+        self._most = size + 1
+        self._pending: deque[Job[T]] = deque()
 
     def add(self, job: Callable[[], T]) -> None:
         """Start a job, after the oldest is done if there are many."""
         if len(self._pending) == self._most:
             self._put(self._pending.popleft().result())
-        self._pending.append(self._submit(job))
+        self._pending.append(self._team.add(job))
 
     def drain(self) -> None:
         """Wait for all jobs."""
@@ -52,18 +53,6 @@ class Pipeline(Generic[T]):
             self._put(self._pending.popleft().result())
 
     def close(self) -> None:
-        """Give up the jobs that have not begun, and end the threads."""
+        """Give up the jobs that have not begun, and wait for the others."""
         self._pending.clear()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
-
-    def _submit(self, job: Callable[[], T]) -> Future[T]:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="braintools_ckpt")
-        try:
-            return self._pool.submit(job)
-        except RuntimeError:  # the program ends, and takes no more work: this may be the background save it waits for
-            done: Future[T] = Future()
-            done.set_result(job())
-            return done
+        self._team.close()

@@ -10,7 +10,6 @@ import math
 import reprlib
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -22,6 +21,7 @@ from ..document import ArraySpec, Document
 from ..dtypes import MAX_NDIM, check_size, check_text, fits_jax, parse, storage_dtype
 from ..errors import CorruptCheckpointError, UnsupportedVersionError
 from ..storage.sources import Source
+from ..threads import do_all
 from ..walking import walking
 from . import layout
 from .blob_reader import BlobReader, column
@@ -321,14 +321,7 @@ class _ReadPlan:
             for job in jobs:
                 job()
             return
-        with ThreadPoolExecutor(max(_READERS, processors()) if compressed else _READERS) as pool:
-            futures = [pool.submit(job) for job in jobs]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                for future in futures:
-                    future.cancel()
+        do_all(jobs, max(_READERS, processors()) if compressed else _READERS)
 
     def _allocate(self, first: int, last: int, jobs: list[_Job]) -> None:
         blobs = self._blobs

@@ -157,8 +157,8 @@ class _Reporting:
         self._ended = ended
         self.future: SaveFuture | None = None
 
-    def reserve(self) -> SaveFuture | None:
-        self.future = self._manager.reserve()
+    def reserve(self, save: SaveFuture | None = None) -> SaveFuture | None:
+        self.future = self._manager.reserve(save)
         return self.future
 
     def release(self, future: SaveFuture) -> None:

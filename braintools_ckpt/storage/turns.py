@@ -1,24 +1,188 @@
 """Saves to one place follow one another, whichever threads they run in, in the order in which they were asked for.
 
-A signal handler may save as well, whatever it has interrupted. So nothing here holds a lock: each step is one operation
-of a list or a lock that Python does not interrupt.
+What holds here, whatever a signal handler or Ctrl-C interrupts:
+
+1. *The order of the line is the order of writing.* A save gets into the line in one step. From then on it is done, and
+   before that it is as if it had not been asked for. At each place the first of those that are not over is the one
+   that is written. Saves in the background wait in the line for a thread of their crew, and no thread waits for them:
+   one is begun by ``start_due`` when its turn has come. That is called when a save gets into the line, when one is
+   over, and by everyone who waits, so it does not matter if a call of it was cut off.
+2. *Nobody waits for what can end only after he has gone on himself.* A signal handler does not wait for the saves that
+   its thread is in the midst of, nor for what stands behind them in the line, nor for threads that wait for these
+   (``_stuck``). A save that it asks for goes first, then: what it has interrupted is the later one. A thread of a crew
+   that waits, since a task may save, load and wait itself, is replaced meanwhile by another one (``threads.rest``).
+3. *An exception at any point leaves nobody waiting.* What begins something ends it in a ``finally`` by one plain store
+   (``is_over``), before which nothing else is called. Being taken out of the line, waking those who wait, and beginning
+   what comes next are left to whoever looks next.
+4. *No lock of Python's*: only what is in ``lockfree``. In particular no condition, event or semaphore of threading, and
+   no pool of concurrent.futures.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import threading
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+import sys
+import time
+from _thread import get_ident
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
-#: All turns that were taken and are not over, of all places, in their order.
-_line: list[Turn] = []
-#: Threads that work in the background.
-_workers: set[int] = set()
-#: Seconds after which a wait looks again, should nobody have woken it.
-_NAP = 0.05
+from ..lockfree import NAP, Register, Token
+from ..threads import Crew, rest
+from .outcome import Outcome
+
+_log = logging.getLogger("braintools_ckpt")
+
+
+class Save(Outcome):
+    """A save, from when it is asked for until it is over; and its outcome.
+
+    It is given a task, then gets into the line, then somebody claims it and runs it. `write` does all of that in this
+    thread; `hand_over` leaves the rest to the crew.
+
+    Attributes
+    ----------
+    path : str or None
+        Where the checkpoint goes, for people.
+    nbytes : int
+        Size of the arrays that are held until it is there.
+    """
+
+    def __init__(
+        self,
+        task: Callable[[], Any] | None = None,
+        place: Hashable = None,
+        *,
+        path: str | None = None,
+        crew: Crew | None = None,
+    ) -> None:
+        super().__init__(path or "a task without a path")
+        self.place = place
+        self.path = path
+        self.nbytes = 0
+        #: Whose threads may run it.
+        self.crew = crew
+        self._giver = get_ident()
+        self._task = task
+        self._then: Callable[[], object] | None = None
+
+    def prepare(self, task: Callable[[], Any], place: Hashable, path: str, nbytes: int) -> None:
+        """Say what is to be done."""
+        self._task, self.place, self.nbytes = task, place, nbytes
+        self.path = self.name = path
+
+    def then(self, more: Callable[[], object]) -> None:
+        """Do something more when the task has succeeded, before the turn is over."""
+        self._then = more
+
+    @property
+    def thread(self) -> int | None:
+        """Who has to go on before this can be over; nobody while it waits in the line for a thread."""
+        by = self._claim.by[:1]
+        if by:
+            return by[0].thread
+        return None if self in line.entries else self._giver
+
+    def cancel(self) -> bool:
+        """Give it up, unless it has begun; what it holds is free then."""
+        cancelled = super().cancel()
+        if cancelled:
+            self._task = self._then = None
+            start_due()
+        return cancelled
+
+    def write(self) -> Any:
+        """Do it at once: in this thread, when its turn has come."""
+        try:
+            self._claim.take(Token())
+            self.is_over = False  # whoever has asked for it may have left, where another library's manager runs it
+            line.enter(self)
+            _wait_for(self._ahead())
+            return self._do()
+        finally:
+            self.is_over = True
+            self._task = self._then = None
+            self._latch.set()
+            start_due()
+
+    __call__ = write
+
+    def hand_over(self) -> None:
+        """Let its crew do it, when its turn has come."""
+        line.enter(self)
+        start_due()
+        if not self.is_over and not that_can_end([self]):
+            # A signal handler's save, in the midst of another one, behind which it stands.
+            _wait_for(self._ahead())
+            self.run()
+
+    def run(self) -> None:
+        """Do it, unless somebody does already; what it raises is its outcome."""
+        token, claim = Token(), self._claim
+        outer, failed = sys.exception(), None
+        try:
+            if claim.take(token):
+                try:
+                    self._value = self._do()
+                    self._has_value = True
+                except BaseException as error:
+                    failed = error
+                    self._keep(error, outer)
+                    if not isinstance(error, Exception):
+                        raise
+        finally:
+            if claim.by[:1] == [token]:
+                self.is_over = True
+                self._task = self._then = None
+                if self._calls:  # callbacks take their own time: another thread may go on with what is due
+                    rest()
+                try:
+                    start_due()
+                finally:
+                    self._tell()
+                    rest(False)
+                if failed is not None:
+                    with suppress(Exception):  # a filter of the user's may raise
+                        _log.error("The save of %s in the background failed: %r", self.name, failed)
+                del failed, outer  # with this frame they would be a cycle
+
+    def _do(self) -> Any:
+        task, self._task = self._task, None
+        if task is None:
+            raise RuntimeError("A save can be done only once.")
+        result = task()
+        if self._then is not None:
+            self._then()
+        return result
+
+    def _ahead(self) -> list[Save]:
+        """Give what is before it at its place."""
+        return list(takewhile(lambda save: save is not self, _at(self.place)))
+
+    def _wait(self, timeout: float | None) -> None:
+        if self.is_over:
+            return
+        if wait_until(lambda: [self], timeout) and not self.is_over:
+            raise RuntimeError(f"The save of {self.name} cannot be waited for here: this thread is in the midst of it.")
+        if not self.is_over:
+            raise TimeoutError
+
+
+class _Wait:
+    """A thread that waits for a save."""
+
+    def __init__(self) -> None:
+        self.thread = get_ident()
+        self.save: Save | None = None
+        self.is_over = False
+
+
+#: All saves that have got into the line and are not over, of all places, in their order.
+line: Register[Save] = Register()
+_waits: Register[_Wait] = Register()
 
 
 def place_of(path: str) -> str:
@@ -26,163 +190,91 @@ def place_of(path: str) -> str:
     return os.path.realpath(path)
 
 
-class Turn:
-    """A place in the line before one file."""
-
-    def __init__(self, place: Hashable) -> None:
-        self.place = place
-        self.has_begun = False
-        #: Who has to go on before this can be over; nobody while it waits for its thread.
-        self.thread: int | None = threading.get_ident()
-        self._is_taken = False
-        self.is_over = False
-        self._running = threading.Lock()
-        self._running.acquire()
-
-    def take(self) -> None:
-        """Get into the line, behind all others."""
-        if not self._is_taken:
-            self._is_taken = True
-            _line.append(self)
-
-    def begin(self) -> None:
-        """Wait until all that came before is over."""
-        was_taken = self._is_taken
-        self.has_begun = True
-        self.thread = threading.get_ident()
-        self.take()
-        _wait(self._ahead(), for_all=was_taken)
-
-    def hand_over(self) -> None:
-        """Note that another thread is going to get what the turn is for."""
-        self.thread = None
-
-    def give_up(self) -> None:
-        """Leave the line."""
-        self.is_over = True
-        with suppress(RuntimeError):  # it was given up before
-            self._running.release()
-        with suppress(ValueError):
-            _line.remove(self)
-
-    def waits_for_own(self) -> bool:
-        """Tell whether this thread has itself to go on before the turn can come, as in a signal handler."""
-        me = threading.get_ident()
-        return any(turn.thread == me for turn in self._ahead())
-
-    def wait(self) -> None:
-        """Wait until the turn is over."""
-        while not self.is_over:
-            if self._running.acquire(timeout=_NAP):
-                with suppress(RuntimeError):
-                    self._running.release()
-
-    def _ahead(self) -> list[Turn]:
-        return list(takewhile(lambda turn: turn is not self, _turns_at(self.place)))
-
-
-def _turns_at(place: Hashable) -> list[Turn]:
-    return [turn for turn in list(_line) if turn.place == place and not turn.is_over]
-
-
-def _wait(turns: list[Turn], *, for_all: bool) -> None:
-    """Wait for turns, in their order.
-
-    Not for one's own, nor what stands behind it: a signal handler that saves has interrupted it. And a thread that
-    works in the background waits only for those that have begun, unless ``for_all``: the others may stand behind its
-    own task.
-    """
-    me = threading.get_ident()
-    for turn in takewhile(lambda turn: turn.thread != me, turns):
-        if for_all or turn.has_begun or not is_background():
-            turn.wait()
-
-
-class InTurn:
-    """A task that waits for its turn before a place.
-
-    Parameters
-    ----------
-    task : callable
-        A function of no arguments.
-    place : hashable
-        What only one task at a time may have.
-    path : str, optional
-        Where the task writes, for messages.
-    nbytes : int
-        Bytes of memory that are held for it.
-    slot : object
-        What a manager has reserved for it.
-    """
-
-    def __init__(
-        self, task: Callable[[], Any], place: Hashable, *, path: str | None = None, nbytes: int = 0, slot: Any = None
-    ) -> None:
-        self.turn = Turn(place)
-        self.path = path
-        self.nbytes = nbytes
-        self.slot = slot
-        self._task: Callable[[], Any] | None = task
-        self._then: Callable[[], object] | None = None
-
-    def then(self, more: Callable[[], object]) -> None:
-        """Do something more when the task has succeeded, before the turn is over."""
-        self._then = more
-
-    def give_up(self) -> None:
-        """Do not run the task any more."""
-        self._task = None
-        self.turn.give_up()
-
-    def __del__(self) -> None:
-        if not self.turn.is_over:  # Ctrl-C may come anywhere
-            self.turn.give_up()
-
-    def __call__(self) -> Any:
-        """Wait for the turn and run the task, once; what it holds is let go of with it."""
-        task, self._task = self._task, None
-        if task is None:
-            raise RuntimeError("A task that waits for its turn can be run only once.")
-        try:
-            self.turn.begin()
-            result = task()
-            if self._then is not None:
-                self._then()
-            return result
-        finally:
-            self._then = None
-            self.turn.give_up()
-
-
-@contextmanager
-def in_background() -> Iterator[None]:
-    """Mark the thread as one that works in the background, during a block."""
-    me = threading.get_ident()
-    is_outermost = me not in _workers
-    _workers.add(me)
-    try:
-        yield
-    finally:
-        if is_outermost:
-            _workers.discard(me)
-
-
-def is_background() -> bool:
-    """Tell whether the thread works in the background."""
-    return threading.get_ident() in _workers
-
-
 def settle(path: str) -> None:
-    """Wait until all turns that were taken for a file are over."""
-    if _line:
-        _wait(_turns_at(place_of(path)), for_all=False)
+    """Wait until all saves of a file are over that were asked for."""
+    if line.entries:
+        _wait_for(_at(place_of(path)))
 
 
-def _start_anew() -> None:
-    """Forget the turns of the parent process: its threads go on there."""
-    _line.clear()
-    _workers.clear()
+def crew_of(size: int) -> Crew:
+    """Make a crew that does saves, those that are handed over to it."""
+
+    def find() -> Callable[[], object] | None:
+        return next((save.run for save in _due() if save.crew is crew), None)
+
+    crew = Crew(size, find)
+    return crew
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+def start_due() -> None:
+    """Let all saves begin whose turn has come and that are not begun, as many as their crews can take."""
+    for crew in {id(save.crew): save.crew for save in _due()}.values():
+        if crew is not None and not crew.call():
+            with suppress(Exception):
+                _log.warning("No other thread could write what was saved in the background: it is written now.")
+
+
+def wait_until(none_of: Callable[[], list[Save]], timeout: float | None = None) -> bool:
+    """Wait until a function names no save any more that can end without this thread; false if the time is up."""
+    end = None if timeout is None else time.monotonic() + timeout
+    wait = _Wait()
+    try:
+        _waits.enter(wait)
+        while True:
+            left = that_can_end(none_of())
+            if not left:
+                return True
+            wait.save = left[0]
+            rest()
+            start_due()
+            nap = NAP if end is None else min(NAP, end - time.monotonic())
+            if nap <= 0:
+                return False
+            left[0]._latch.wait(nap)
+    finally:
+        wait.is_over = True
+        rest(False)
+
+
+def _wait_for(saves: list[Save]) -> None:
+    if saves:
+        wait_until(lambda: saves)
+
+
+def _at(place: Hashable) -> list[Save]:
+    return [save for save in line.present() if save.place == place]
+
+
+def _due() -> list[Save]:
+    """Give the saves whose turn has come and that nobody has begun."""
+    first: dict[Hashable, Save] = {}
+    for save in line.present():
+        first.setdefault(save.place, save)
+    return [save for save in first.values() if not save._claim.by]
+
+
+def that_can_end(saves: Iterable[Save]) -> list[Save]:
+    """Give of some saves those that are not over, and can end before this thread goes on."""
+    left = [save for save in saves if not save.is_over]
+    if left:
+        saves, threads = _stuck(get_ident())
+        left = [save for save in left if save not in saves and save.thread not in threads]
+    return left
+
+
+def _stuck(me: int) -> tuple[set[Save], set[int]]:
+    """Give the saves in the line, and the threads, that can go on only after a thread has."""
+    saves, threads = set[Save](), {me}
+    known = 0
+    while known < len(saves) + len(threads):
+        known = len(saves) + len(threads)
+        places = set()
+        for save in line.present():
+            by = save._claim.by[:1]
+            if by[0].thread in threads if by else save.place in places:
+                saves.add(save)
+                places.add(save.place)
+        for wait in _waits.present():
+            if wait.save is not None and (wait.save in saves or wait.save.thread in threads):
+                threads.add(wait.thread)
+    return saves, threads

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..document import LiveArrays
+from ..threads import do_all
 from .registry import Registry
 
 #: Pieces in which large arrays are copied, by several threads.
@@ -43,22 +44,14 @@ def _copies(arrays: list[Any]) -> list[np.ndarray[Any, Any]]:
         for array, is_large in zip(arrays, large, strict=True)
     ]
     pieces = [
-        (_flat(copy)[start : start + _PIECE], _flat(array)[start : start + _PIECE])
+        partial(np.copyto, _flat(copy)[start : start + _PIECE], _flat(array)[start : start + _PIECE])
         for copy, array, is_large in zip(copies, arrays, large, strict=True)
         if is_large
         for start in range(0, array.nbytes, _PIECE)
     ]
     if pieces:
-        try:
-            with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-                list(pool.map(_copy, pieces))
-        except RuntimeError:  # there are too many threads, or the interpreter ends
-            list(map(_copy, pieces))
+        do_all(pieces, min(4, os.cpu_count() or 1))
     return copies
-
-
-def _copy(piece: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]) -> None:
-    np.copyto(*piece)
 
 
 def _flat(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
