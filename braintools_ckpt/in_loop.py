@@ -15,6 +15,7 @@ from .api import Compression, Format, check_save, msgpack_save
 from .document import Document, LiveArrays
 from .tree import registry
 from .tree.encode import encode
+from .tree.selection import Selection
 
 if TYPE_CHECKING:
     from .async_manager import AsyncManager
@@ -30,6 +31,7 @@ def save_in_loop(
     format: Format = "v1",
     compression: Compression | None = None,
     durable: bool = True,
+    only: Any = None,
 ) -> Callable[[Any, Any], None]:
     """Make a function that saves a tree every so many steps, also inside of compiled loops.
 
@@ -49,7 +51,7 @@ def save_in_loop(
         it, then waits for loops that the same thread has begun as well.
     metadata : mapping, optional
         As in :func:`msgpack_save`; the number of the step is added as ``'step'``.
-    overwrite, format, compression, durable
+    overwrite, format, compression, durable, only
         As in :func:`msgpack_save`.
 
     Returns
@@ -132,11 +134,11 @@ def save_in_loop(
         from .adapters.jax import every_so_often, finish_effects, is_traced, whole_number
 
         step = whole_number(step)
-        document = encode(tree, registry, traced=True)
+        document = encode(tree, registry, traced=True, selection=None if only is None else Selection(only))
         sources = document.arrays.sources  # type: ignore[attr-defined]
         if not any(map(is_traced, [step, *sources])):
             if step % every == 0:
-                put(step, tree)
+                put(step, document)
             return
         # All arrays of jax, also those that have their values: none is kept beyond the trace.
         given = [index for index, source in enumerate(sources) if not isinstance(source, np.ndarray)]
