@@ -292,6 +292,9 @@ def test_handlers_threads_and_tasks_that_save_and_wait_for_each_other(tmp_path):
     every(0.0002, 3e-5, 97, handler, lambda: save(main, "main"))
     for other in others:
         other.join()
+    while any(manager.pending for manager in managers):  # tasks of one may still save with another
+        for manager in managers:
+            manager.wait_previous_save()
     for manager in managers:
         manager.close()
         assert manager.pending == 0
