@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -99,35 +98,22 @@ def save_in_loop(
     >>> print(msgpack_load(os.path.join(folder, "200.ckpt"))["v"])
     35.5 mV
     """
-    try:
-        every = operator.index(every)
-    except TypeError:
-        raise TypeError(f"every must be a whole number, got {every!r}.") from None
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}.")
-    if not isinstance(destination, (str, os.PathLike)):
-        raise TypeError(f"destination must be a path, got {type(destination).__name__}.")
+    every = _checked(every, destination)
     check_save(destination, format, metadata, compression, async_manager)
     pattern, folder = os.fspath(destination), os.getcwd()  # the program may go to another one
     _path(pattern, 0)
 
     def put(step: int, tree: Any) -> None:
-        write = functools.partial(
-            msgpack_save,
+        _put(
             os.path.join(folder, _path(pattern, step)),
             tree,
             overwrite,
+            async_manager,
             metadata={**(metadata or {}), "step": step} if format == "v1" else None,
             format=format,
             compression=compression,
             durable=durable,
         )
-        from .async_manager import ManagerClosedError
-
-        try:
-            write(async_manager)
-        except ManagerClosedError:  # a loop that another thread has begun may outlive the manager
-            write(None)
 
     def save(step: Any, tree: Any) -> None:
         registry.activate("jax")
@@ -149,6 +135,27 @@ def save_in_loop(
         every_so_often(step, every, lambda step, *arrays: put(int(step), completed(arrays)), arrays)
 
     return save
+
+
+def _checked(every: Any, destination: Any) -> int:
+    try:
+        every = operator.index(every)
+    except TypeError:
+        raise TypeError(f"every must be a whole number, got {every!r}.") from None
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}.")
+    if not isinstance(destination, (str, os.PathLike)):
+        raise TypeError(f"destination must be a path, got {type(destination).__name__}.")
+    return int(every)
+
+
+def _put(path: str, tree: Any, overwrite: bool, async_manager: AsyncManager | None, **how: Any) -> None:
+    from .async_manager import ManagerClosedError
+
+    try:
+        msgpack_save(path, tree, overwrite, async_manager, **how)
+    except ManagerClosedError:  # a loop that another thread has begun may outlive the manager
+        msgpack_save(path, tree, overwrite, **how)
 
 
 def _path(pattern: str, step: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -55,6 +55,7 @@ class StateHandler(CellHandler):
     """``State`` and its subclasses: the value is saved."""
 
     tag = "brainstate.State"
+    title = "a State"
     filters = FILTERS
 
     def encode(self, state: Any, encoder: Encoder) -> Value:
@@ -79,21 +80,16 @@ class StateHandler(CellHandler):
         return None if values is None else [[NODE, self.tag, value, {"class": kind}] for value in values]
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
-        """Make a state of the same class, if it is one of brainstate's own."""
-        name = attributes["class"]
-        ty = _own_kinds().get(name)
-        if ty is None:
-            return decoder.plain(
-                state,
-                f"The checkpoint holds a State of the class {name!r}: without a target it is loaded as its plain "
-                "value. Pass a target to get the class back.",
-            )
-        made = ty(decoder.decode(state))
-        if "name" in attributes:
-            made.name = decoder.decode(attributes["name"])
-        if "tag" in attributes:
-            made.tag = decoder.decode(attributes["tag"])
+        """Make a state of the same class, if it is one of brainstate's own, with its name and tag."""
+        made = super().decode(state, attributes, decoder)
+        if attributes["class"] in self.kinds():
+            for name in {"name", "tag"} & attributes.keys():
+                setattr(made, name, decoder.decode(attributes[name]))
         return made
+
+    def kinds(self) -> Mapping[str, type]:
+        """Give brainstate's own classes."""
+        return _own_kinds()
 
 
 class TreeStateHandler(StateHandler):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -47,6 +47,7 @@ class VariableHandler(CellHandler):
     """``Variable`` and its subclasses, plain or as a reference: what is saved is the value, past all hooks."""
 
     tag = "flax.nnx.Variable"
+    title = "an nnx.Variable"
     filters = FILTERS
 
     def encode(self, variable: Any, encoder: Encoder) -> Value:
@@ -54,17 +55,9 @@ class VariableHandler(CellHandler):
         require_chosen(variable, encoder.selection, FILTERS)
         return [NODE, self.tag, encoder.encode(_raw(variable)), {"class": _kind(variable)}]
 
-    def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
-        """Make a variable of the same class, if it is one of flax's own."""
-        name = attributes["class"]
-        ty = _own_kinds().get(name)
-        if ty is None:
-            return decoder.plain(
-                state,
-                f"The checkpoint holds an nnx.Variable of the class {name!r}: without a target it is loaded as its "
-                "plain value. Pass a target to get the class back.",
-            )
-        return ty(decoder.decode(state))
+    def kinds(self) -> Mapping[str, type]:
+        """Give flax's own classes."""
+        return _own_kinds()
 
     def read(self, cell: Any) -> Any:
         """Give the variable's value."""
@@ -234,7 +227,7 @@ class NodeHandler(Handler):
 
 def _cells(node: Any) -> Leaves:
     """Give the variables of a node by path, and the slots of what is in none."""
-    leaves = _leaves(nnx.state(node))
+    leaves = _leaves(_state_of(node))
     if all(isinstance(leaf, Variable) for leaf in leaves.values()):  # as nearly always
         return leaves
     cells: Leaves = {}
@@ -247,6 +240,33 @@ def _cells(node: Any) -> Leaves:
         if within is not None:
             raise Trouble(partial(_mixed, within))
     return cells
+
+
+def _state_of(node: Any) -> Any:
+    """Give ``nnx.state(node)``; where variables share a reference, flax takes it away from all but the first."""
+    held = list(_references(node))
+    try:
+        return nnx.state(node)
+    finally:
+        for variable, reference in held:
+            if variable.get_raw_value() is not reference:
+                variable.set_raw_value(reference, _unsafe_bypass_check=True)
+
+
+def _references(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Give the variables that hold references, with these."""
+    seen, todo = set[int](), [node]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, Variable):
+            reference = item.get_raw_value()
+            if _is_reference(reference):
+                yield item, reference
+        elif isinstance(item, (nnx.Pytree, dict, list, tuple)) and id(item) not in seen:
+            seen.add(id(item))
+            todo += (
+                item if isinstance(item, (list, tuple)) else (item if isinstance(item, dict) else vars(item)).values()
+            )
 
 
 def _slot(node: Any, path: tuple[Any, ...]) -> tuple[tuple[Any, ...], Slot]:

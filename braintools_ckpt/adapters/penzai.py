@@ -25,18 +25,11 @@ class VariableHandler(CellHandler):
     """``Parameter``, ``StateVariable`` and their like: the value is saved; label and metadata are the target's."""
 
     tag = "penzai.Variable"
+    title = "a variable of penzai"
 
     def encode(self, variable: Any, encoder: Encoder) -> Value:
         """Write the value."""
         return [NODE, self.tag, encoder.encode(variable.value), {"class": class_name(type(variable))}]
-
-    def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
-        """Give the value: only a target has the label."""
-        return decoder.plain(
-            state,
-            f"The checkpoint holds a variable of the class {attributes['class']!r}: without a target it is loaded as "
-            "its plain value. Pass a target to get the variable back.",
-        )
 
 
 class NamedArrayHandler(Handler):

@@ -7,6 +7,7 @@ import math
 import os
 import stat
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,7 +21,7 @@ from .policies import StepInfo
 
 _log = logging.getLogger("braintools_ckpt")
 #: What the file system says of a file, by which it is known again.
-_Mark: TypeAlias = tuple[int, int, int]
+_Mark: TypeAlias = tuple[int, int, int, int]
 #: How a file of MessagePack begins that is a map, as those of braintools.file and flax are.
 _MAPS = frozenset({*range(0x80, 0x90), 0xDE, 0xDF})
 
@@ -102,9 +103,9 @@ class Catalog:
             return None
         except OSError as error:
             return None, self._wrong(name, Entry(step, path, problem=f"it cannot be looked at: {error}"))
-        mark = (status.st_ino, status.st_size, status.st_mtime_ns)
+        mark = _mark(status)
         known = self._known.get(name)
-        if known is not None and known[0] == mark:
+        if known is not None and mark is not None and known[0] == mark:
             return known
         if not stat.S_ISREG(status.st_mode):
             return mark, self._wrong(name, Entry(step, path, problem="it is no file"))
@@ -127,6 +128,18 @@ class Catalog:
         return entry
 
 
+def _mark(status: os.stat_result) -> _Mark | None:
+    """Give what a file is known by; None as long as another change might leave all of this as it is.
+
+    The clocks of file systems have steps of some milliseconds, or of up to two seconds, which are whole milliseconds.
+    """
+    changed = max(status.st_mtime_ns, status.st_ctime_ns)
+    step = 2_000_000_000 if changed % 1_000_000 == 0 else 20_000_000
+    if not changed < time.time_ns() - step:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def _is_ours(path: str) -> bool:
     try:
         with open_source(path) as source:
@@ -138,8 +151,8 @@ def _is_ours(path: str) -> bool:
 def _read(path: str, step: int, status: os.stat_result) -> StepInfo:
     with open_source(path) as source:  # not by open_checkpoint, which waits for saves that are on their way
         metadata = _metadata(source)
-    metrics, own, time = (metadata.get(key) for key in ("metrics", "metadata", "time"))
-    saved = _finite(time)
+    metrics, own, when = (metadata.get(key) for key in ("metrics", "metadata", "time"))
+    saved = _finite(when)
     return StepInfo(
         step=step,
         path=path,

@@ -307,7 +307,7 @@ class CheckpointManager:
 
     def _missing(self, step: int, problem: str = "") -> Exception:
         steps = self.all_steps()
-        there = f"there are {_listed(steps)}" if steps else "there is no checkpoint in its directory"
+        there = f"the directory has {_listed(steps)}" if steps else "there is no checkpoint in its directory"
         return CheckpointNotFoundError(self._catalog.path(step), f" (step {step}); {problem or there}.")
 
     # Loading.
@@ -542,7 +542,7 @@ def _step(step: Any) -> int:
         number = operator.index(step)
         if number >= 0 and not isinstance(step, bool):
             return number
-    raise ValueError(f"step must be a whole number of at least 0, got {step!r}.")
+    raise ValueError(f"step, the first argument, must be a whole number of at least 0, got {_shown(step)}.")
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -554,8 +554,8 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
                 number = float(value)
         if number is None:
             raise TypeError(
-                f"metrics must be numbers, got {value!r} for {name!r}. What describes a checkpoint otherwise goes into "
-                "metadata=."
+                f"metrics must be numbers, got {_shown(value)} for {name!r}. What describes a checkpoint otherwise "
+                "goes into metadata=."
             )
         numbers[str(name)] = number
     return numbers
@@ -566,6 +566,12 @@ def _makes(init: Any) -> bool:
     if isinstance(init, types.FunctionType | types.MethodType | types.BuiltinFunctionType | functools.partial | type):
         return True
     return callable(init) and hasattr(init, "__wrapped__")  # as jax.jit makes them
+
+
+def _shown(value: Any) -> str:
+    """Write a value, or what it is where that is long: a model may have been passed by mistake."""
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__qualname__}"
 
 
 def _listed(steps: list[int]) -> str:

@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 Mode: TypeAlias = Literal["min", "max"]
@@ -265,7 +266,7 @@ def check_mode(mode: object) -> None:
 
 
 def _check_positive(name: str, number: float) -> None:
-    if isinstance(number, bool) or not number > 0:
+    if isinstance(number, bool) or not isinstance(number, Real) or not number > 0:
         raise ValueError(f"{name} needs a number greater than 0, got {number!r}.")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
 from ..document import Value
 from ..errors import HandlerError, LinkedPath
 from .containers import node_parts
+from .decode import Decoder
 from .merge import Merger, constant, same_values
 from .registry import Handler
 from .requests import Build
@@ -19,8 +20,26 @@ class CellHandler(Handler):
     """Plans the value of a cell; the cell takes it when everything else has succeeded."""
 
     stateful = True
+    #: What messages call such a cell.
+    title: ClassVar[str]
     #: How filters are read that may leave the cell out.
     filters: ClassVar[FilterLibrary | None] = None
+
+    def kinds(self) -> Mapping[str, type]:
+        """Give the classes of which cells can be made without a target, by the names that files have for them."""
+        return {}
+
+    def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
+        """Make a cell of the same class, if that can be done without a target."""
+        name = attributes["class"]
+        ty = self.kinds().get(name)
+        if ty is not None:
+            return ty(decoder.decode(state))
+        return decoder.plain(
+            state,
+            f"The checkpoint holds {self.title} of the class {name!r}: without a target it is loaded as its plain "
+            "value. Pass a target to get the class back.",
+        )
 
     def read(self, cell: Any) -> Any:
         """Give the value of a cell."""

@@ -78,7 +78,12 @@ class Selection:
         if not self.found:
             raise SerializationError(
                 f"only={self.only!r} chooses nothing: the tree holds no module with such a state. It is for modules of "
-                "flax.nnx and brainstate, and for nnx.State."
+                "flax.nnx, brainstate and brainpy and for mappings of their states; "
+                + (
+                    "a text stands for a tag, and not for the name of a class."
+                    if isinstance(self.only, str)
+                    else "pass the class of variables or states to choose, such as nnx.Param."
+                )
             )
 
 
