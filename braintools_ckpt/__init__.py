@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .manager.policies import OnPreemption as OnPreemption
     from .manager.policies import StepInfo as StepInfo
     from .manager.run_state import run_state as run_state
+    from .tree.load_report import LoadReport as LoadReport
     from .tree.mismatch import Mismatch as Mismatch
 
 _HOMES = {
@@ -101,6 +102,7 @@ _HOMES = {
         "StepInfo",
     ),
     "manager.run_state": ("run_state",),
+    "tree.load_report": ("LoadReport",),
     "tree.mismatch": ("Mismatch",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -23,6 +23,7 @@ from .storage.turns import Save, line, place_of, settle
 from .tree import registry
 from .tree.decode import decode_metadata
 from .tree.encode import encode, encode_metadata
+from .tree.load_report import LoadReport
 from .tree.locate import locate
 from .tree.merge import ArraysMode, Options, UnitsMode, load_plain, merge
 from .tree.mismatch import MismatchMode, check_mode
@@ -177,6 +178,7 @@ def msgpack_load(
     raw: bool = False,
     progress: bool = False,
     only: Any = None,
+    report: Callable[[LoadReport], object] | None = None,
 ) -> Any:
     """Load a tree from a file.
 
@@ -221,6 +223,9 @@ def msgpack_load(
     only : filter, optional
         Load only some states of the modules in ``target``, as in :func:`msgpack_save`; the others stay as they are, and
         may or may not be in the file.
+    report : callable, optional
+        Is called with a :class:`LoadReport` when the load has succeeded: what was loaded, kept and ignored, by path.
+        ``report=print`` prints it.
 
     Returns
     -------
@@ -257,7 +262,7 @@ def msgpack_load(
         ...
     braintools_ckpt.errors.MismatchError: Array shape mismatch: expected float64[4], got float64[3] at path w. ...
     """
-    options = make_options(target, mismatch, partial, units, arrays, raw, only)
+    options = make_options(target, mismatch, partial, units, arrays, raw, only, report)
     _local_name(filename, "read", "rb")
     if verbose:
         print(f"Loading checkpoint from {filename}")
@@ -330,6 +335,7 @@ def msgpack_loads(
     verify: bool = True,
     raw: bool = False,
     only: Any = None,
+    report: Callable[[LoadReport], object] | None = None,
 ) -> Any:
     """Load a tree from bytes; see :func:`msgpack_load` for the parameters.
 
@@ -339,7 +345,7 @@ def msgpack_loads(
         The checkpoint.
     target : pytree, optional
         What the result has to look like.
-    parallel, mismatch, max_size, partial, rename, units, arrays, verify, raw, only
+    parallel, mismatch, max_size, partial, rename, units, arrays, verify, raw, only, report
         As in :func:`msgpack_load`.
 
     Returns
@@ -359,7 +365,7 @@ def msgpack_loads(
     >>> msgpack_loads(msgpack_dumps([1, (2, 3)]), target=[0, (0, 0)])
     [1, (2, 3)]
     """
-    options = make_options(target, mismatch, partial, units, arrays, raw, only)
+    options = make_options(target, mismatch, partial, units, arrays, raw, only, report)
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise TypeError(f"data must be bytes-like, got {type(data).__name__}. To load a file, use msgpack_load.")
     with BufferSource(data) as source:
@@ -663,7 +669,7 @@ def _local_name(file: Any, ability: str, mode: str) -> str | None:
 
 
 def make_options(
-    target: Any, mismatch: Any, partial: bool, units: Any, arrays: Any, raw: bool, only: Any = None
+    target: Any, mismatch: Any, partial: bool, units: Any, arrays: Any, raw: bool, only: Any, report: Any
 ) -> Options:
     """Check the arguments of a load, and give them as options."""
     check_mode(mismatch)
@@ -673,7 +679,9 @@ def make_options(
         raise ValueError("raw=True gives the plain state dict and takes no target; pass one or the other.")
     if only is not None and target is None:
         raise ValueError("only= chooses states of the modules in a target: pass target=.")
-    return Options(mismatch, partial, units, arrays, only=only)
+    if report is not None and not callable(report):
+        raise TypeError(f"report must be a function of one LoadReport, such as print, got {report!r}.")
+    return Options(mismatch, partial, units, arrays, only=only, report=report)
 
 
 def _check_form(format_: Any, metadata: Any, compression: Any) -> None:

@@ -15,6 +15,7 @@ from .api import load_document, make_options, open_document, read_metadata, sett
 from .document import ARRAY, ARRAYS, LEAF, LIST, NODE, Document, Value
 from .errors import LinkedPath, format_array, format_key, format_path
 from .format.reader import StoredArrays
+from .tree.load_report import LoadReport
 from .tree.merge import ArraysMode, Merger, Options, UnitsMode
 from .tree.mismatch import MismatchMode
 from .tree.paths import parse_path
@@ -224,9 +225,10 @@ class Checkpoint(Mapping[str, Any]):
         arrays: ArraysMode = "saved",
         raw: bool = False,
         only: Any = None,
+        report: Callable[[LoadReport], object] | None = None,
     ) -> Any:
         """Load the whole tree; the parameters are those of :func:`msgpack_load`."""
-        options = make_options(target, mismatch, partial, units, arrays, raw, only)
+        options = make_options(target, mismatch, partial, units, arrays, raw, only, report)
         self._check_open()
         return load_document(self._document, target, options, rename=rename, raw=raw)
 

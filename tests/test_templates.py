@@ -911,6 +911,12 @@ def test_another_unit_under_warn_and_ignore_keeps_the_physical_value(mode):
     assert len(record) == (mode == "warn")
 
 
+def test_another_unit_needs_no_value_to_keep():
+    target = {"t": u.Quantity(jax.ShapeDtypeStruct((1,), jnp.float32), unit=u.ms)}
+    back = load({"t": np.array([1.0], np.float32) * u.second}, target, mismatch="ignore")
+    assert_same({"t": jnp.array([1.0]) * u.second}, back)
+
+
 @pytest.mark.parametrize("mode", ["warn", "ignore"])
 def test_another_dimension_keeps_the_targets_value(mode):
     target = {"t": np.array([7.0]) * u.ms}

@@ -48,7 +48,7 @@ class ObjectHandler(Handler):
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Plan all variables of the object, which is changed in one step."""
         leaves = {(name,): variable for name, variable in _variables(target).items()}
-        taken, value = chosen_of_file(leaves, value, merger, FILTERS)
+        taken, value = chosen_of_file(leaves, value, path, merger, FILTERS)
         items = as_items(mapping_state(value))
         if items is None:
             return container_mismatch(target, f"a brainpy {type(target).__name__}", value, path, merger)

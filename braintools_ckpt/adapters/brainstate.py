@@ -16,10 +16,10 @@ from ..tree.cells import CellHandler
 from ..tree.containers import (
     as_items,
     container_mismatch,
+    leave_unexpected,
     mapping_state,
     node_parts,
     note_missing,
-    note_unexpected,
     plan_fields,
 )
 from ..tree.decode import Decoder
@@ -138,7 +138,7 @@ class NestedDictHandler(Handler):
             return container_mismatch(target, "a NestedDict", value, path, merger)
         if merger.selection is not None:
             flat = target.to_flat()
-            taken, value = chosen_of_file(dict(flat), value, merger, FILTERS)
+            taken, value = chosen_of_file(dict(flat), value, path, merger, FILTERS)
             with filtered(merger):
                 plan = merger.plan(nest(taken), value, path)
             return lambda: type(target)(nest({**flat, **unnest(plan(), taken)}))
@@ -171,7 +171,7 @@ class FlattedDictHandler(Handler):
 
 def _plan_flat(leaves: Leaves, value: Value, path: LinkedPath, merger: Merger) -> list[tuple[Any, Build]] | None:
     """Plan leaves by their paths; None if the file has no mapping."""
-    taken, value = chosen_of_file(leaves, value, merger, FILTERS)
+    taken, value = chosen_of_file(leaves, value, path, merger, FILTERS)
     found = node_parts(value, FlattedDictHandler.tag) or node_parts(value, ModuleHandler.tag)
     items = as_items(found[0] if found else mapping_state(value))
     if items is None:
@@ -187,7 +187,7 @@ def _plan_nested(target: Any, items: dict[Any, Value], path: LinkedPath, merger:
         found = _follow(items, key)
         if found is None:
             missing.append(key)
-            plans.append((key, merger.keep(state)))
+            plans.append((key, merger.keep(state, (path, Steps(key)))))
         else:
             plans.append((key, merger.plan(state, found[0], (path, Steps(key)))))
     if missing:
@@ -195,8 +195,8 @@ def _plan_nested(target: Any, items: dict[Any, Value], path: LinkedPath, merger:
     prefixes = {tuple(map(str, key[:n])) for key in target for n in range(1, len(key) + 1)}
     ends = {tuple(map(str, key)) for key in target}
     extra = list(_strangers(items, (), prefixes, ends))
-    if extra and not merger.options.partial:
-        note_unexpected(extra, path, merger)
+    if extra:
+        leave_unexpected(extra, path, merger, Steps)
     return plans
 
 

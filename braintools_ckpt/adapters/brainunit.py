@@ -138,7 +138,8 @@ class QuantityHandler(Handler):
         if merger.options.units == "convert":
             return self._mantissa(target, state, target.unit, path, merger, unit.magnitude / target.unit.magnitude)
         # The same dimension in another unit: physically right, so outside of 'error' it is taken as it is.
-        merger.mismatch("scale", target, path, "Unit mismatch", str(target.unit), str(unit))
+        wanted, found = str(target.unit), str(unit)
+        merger.note("scale", path, f"Unit mismatch: expected {wanted}, got {found}", expected=wanted, found=found)
         return self._mantissa(target, state, unit, path, merger)
 
     def plan_many(

@@ -168,7 +168,7 @@ class StateHandler(Handler):
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Plan the values; the variables around them are made anew."""
         leaves = _leaves(target)
-        taken, value = chosen_of_file(leaves, value, merger, FILTERS)
+        taken, value = chosen_of_file(leaves, value, path, merger, FILTERS)
         if as_items(mapping_state(value)) is None:
             return container_mismatch(target, f"an nnx.{type(target).__name__}", value, path, merger)
         with filtered(merger):
@@ -212,7 +212,7 @@ class NodeHandler(Handler):
         """Plan the state: all that is in it is a cell, which is set when the load commits."""
         every = _cells(target)
         _refuse_left_abstract(target, every, path, merger)
-        cells, value = chosen_of_file(every, value, merger, FILTERS)
+        cells, value = chosen_of_file(every, value, path, merger, FILTERS)
         if as_items(mapping_state(value)) is None:
             return container_mismatch(target, f"an nnx {type(target).__name__}", value, path, merger)
         with filtered(merger):

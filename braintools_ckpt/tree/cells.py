@@ -60,6 +60,8 @@ class CellHandler(Handler):
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Plan the value; a cell that a filter leaves out stays as it is."""
         if self.filters and merger.selection and not merger.selection.split({(): target}, self.filters)[0]:
+            merger.leave(path)
+            merger.stay(path)
             return constant(target)
         found = node_parts(value, self.tag)
         old = self.read(target)
@@ -96,6 +98,8 @@ class CellHandler(Handler):
                 "two that differ"
             )
             merger.note("leaf", path, text, expected="one value", found="two values")
+            merger.leave(path)
+            merger.stay(path)
             return self._assign(target, old, merger)
         return target
 

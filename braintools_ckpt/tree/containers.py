@@ -13,7 +13,7 @@ import functools
 import keyword
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgpack
 
@@ -27,6 +27,9 @@ from .mismatch import format_keys
 from .registry import Handler, Registry, registry
 from .requests import Build
 from .scalars import base_reason, class_name
+
+#: Turns a key into the step of a path that messages name.
+Step: TypeAlias = Callable[[Any], Any]
 
 _MISSING = object()
 
@@ -81,6 +84,7 @@ def as_elements(value: Value) -> list[Value] | None:
 
 def plan_elements(targets: list[Any], elements: list[Value], path: LinkedPath, merger: Merger) -> list[Build]:
     """Plan elements by position; what one side lacks is a mismatch, and the target's own elements stay."""
+    merger.leave(*((path, i) for i in range(len(targets), len(elements))))
     if len(elements) < len(targets) or (len(elements) > len(targets) and not merger.options.partial):
         merger.note(
             "length",
@@ -92,7 +96,7 @@ def plan_elements(targets: list[Any], elements: list[Value], path: LinkedPath, m
     common = min(len(targets), len(elements))
     paths: list[LinkedPath] = [(path, i) for i in range(common)]
     plans = merger.plan_many(targets[:common], elements[:common], paths)
-    plans.extend(merger.keep(target) for target in targets[common:])
+    plans.extend(merger.keep(target, (path, i)) for i, target in enumerate(targets[common:], common))
     return plans
 
 
@@ -101,16 +105,13 @@ def plan_fields(
     items: Mapping[Any, Value],
     path: LinkedPath,
     merger: Merger,
-    step: Callable[[Any], Any] | None = None,
+    step: Step | None = None,
 ) -> list[tuple[Any, Build]]:
-    """Plan values by key; what one side lacks is a mismatch, and the target's own values stay.
-
-    ``step`` turns a key into the step of a path that messages name.
-    """
+    """Plan values by key; what one side lacks is a mismatch, and the target's own values stay."""
     names: Mapping[Any, Any] | None = None  # the file's keys, as nearly always, are the target's
     found = list(targets.items())
     if targets.keys() != items.keys():
-        names = _names(targets, items, path, merger)
+        names = _names(targets, items, path, merger, step)
         found = [(key, target) for key, target in found if key in names]
     values = [items[names[key] if names else key] for key, _ in found]
     paths: list[LinkedPath] = [(path, step(key) if step else key) for key, _ in found]
@@ -119,19 +120,24 @@ def plan_fields(
     if len(found) == len(targets):
         return planned
     known = dict(planned)
-    return [(key, known[key] if key in known else merger.keep(target)) for key, target in targets.items()]
+    return [
+        (key, known[key] if key in known else merger.keep(target, (path, step(key) if step else key)))
+        for key, target in targets.items()
+    ]
 
 
-def _names(targets: Mapping[Any, Any], items: Mapping[Any, Value], path: LinkedPath, merger: Merger) -> dict[Any, Any]:
+def _names(
+    targets: Mapping[Any, Any], items: Mapping[Any, Value], path: LinkedPath, merger: Merger, step: Step | None
+) -> dict[Any, Any]:
     """Give the file's key for each key of the target that it has."""
     plain = all(type(key) is str for key in items)  # as state dicts are
     found = {key: key if key in items else _name_in(items, key, plain) for key in targets}
     names = {key: name for key, name in found.items() if name is not _MISSING}
     if len(names) < len(targets):
         note_missing([key for key in targets if key not in names], path, merger)
-    if len(names) < len(items) and not merger.options.partial:
+    if len(names) < len(items):
         known = set(names.values())
-        note_unexpected([key for key in items if key not in known], path, merger)
+        leave_unexpected([key for key in items if key not in known], path, merger, step)
     return names
 
 
@@ -167,8 +173,11 @@ def note_missing(keys: list[Any], path: LinkedPath, merger: Merger) -> None:
     merger.note("missing", path, text, expected=format_keys(keys), found="nothing", keys=keys)
 
 
-def note_unexpected(keys: list[Any], path: LinkedPath, merger: Merger) -> None:
-    """Note keys of the file that the target does not have."""
+def leave_unexpected(keys: list[Any], path: LinkedPath, merger: Merger, step: Step | None = None) -> None:
+    """Note keys of the file that the target does not have: a mismatch, unless the target names only a part."""
+    merger.leave(*((path, step(key) if step else key) for key in keys))
+    if merger.options.partial:
+        return
     text = (
         "The target dict keys and state dict keys do not match, state dict contains keys "
         f"{format_keys(keys)} which are not present in target dict"
@@ -388,6 +397,7 @@ class NamedTupleHandler(Handler):
         items = _without_envelope(items, fields)
         lacking = set(fields) - set(items)
         extra = set(items) - set(fields)
+        merger.leave(*((path, field) for field in extra))
         if lacking or (extra and not merger.options.partial):
             merger.note(
                 "missing" if lacking else "unexpected",
@@ -399,7 +409,7 @@ class NamedTupleHandler(Handler):
                 keys=tuple(sorted(lacking or extra)),
             )
         plans = [
-            merger.plan(item, items[field], (path, field)) if field in items else merger.keep(item)
+            merger.plan(item, items[field], (path, field)) if field in items else merger.keep(item, (path, field))
             for field, item in zip(fields, target, strict=True)
         ]
         return lambda: type(target)._make(plan() for plan in plans)

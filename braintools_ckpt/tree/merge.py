@@ -50,6 +50,7 @@ from .casting import Misfit, castable, fit_number
 from .decode import BAD_STATE, Decoder, run_decoder
 from .describe import describe, describe_spec
 from .encode import Trouble, encode, is_function
+from .load_report import Leftovers, LoadReport
 from .locate import locate
 from .mismatch import MismatchKind, MismatchMode, MismatchReport
 from .quantities import QUANTITY
@@ -78,6 +79,7 @@ class Options:
     units: UnitsMode = "exact"
     arrays: ArraysMode = "saved"
     only: Any = None
+    report: Callable[[LoadReport], object] | None = None
     passthrough: bool = False
 
 
@@ -91,6 +93,7 @@ class Merger:
         options: Options,
         report: MismatchReport | None = None,
         selection: Selection | None = None,
+        leftovers: Leftovers | None = None,
     ) -> None:
         self.document = document
         self.registry = registry
@@ -98,6 +101,8 @@ class Merger:
         self.report = report or MismatchReport(options.mismatch)
         #: Which states of modules to load.
         self.selection = selection or (None if options.only is None else Selection(options.only))
+        #: What nothing is taken for, if somebody wants to know.
+        self.leftovers = leftovers
         self.specs = document.arrays.specs
         self.ratio = 1.0
         self.transaction = Transaction()
@@ -312,7 +317,7 @@ class Merger:
 
     def part(self, document: Document) -> Merger:
         """Give a merger for a document that takes the place of a part of this one (an upgraded state)."""
-        merger = Merger(document, self.registry, self.options, self.report, self.selection)
+        merger = Merger(document, self.registry, self.options, self.report, self.selection, self.leftovers)
         merger.transaction = self.transaction
         self._parts.append(merger)
         return merger
@@ -348,10 +353,22 @@ class Merger:
     ) -> Build:
         """Note that something does not fit; the plan is then to keep the target's own value."""
         self.note(kind, path, f"{what}: expected {expected}, got {found}", expected=expected, found=found)
-        return self.keep(target)
+        self.leave(path)
+        return self.keep(target, path)
 
-    def keep(self, target: Any) -> Build:
+    def leave(self, *paths: LinkedPath) -> None:
+        """Note that nothing is made of what the file has at some paths."""
+        if self.leftovers is not None:
+            self.leftovers.ignored.extend(map(self.whole_path, paths))
+
+    def stay(self, *paths: LinkedPath) -> None:
+        """Note that the target's own values stay at some paths."""
+        if self.leftovers is not None:
+            self.leftovers.kept.extend(map(self.whole_path, paths))
+
+    def keep(self, target: Any, path: LinkedPath) -> Build:
         """Plan to keep the target's own value; a placeholder has none, so then the mismatch is an error in any mode."""
+        self.stay(path)
         if self.options.mismatch != "error" and _holds_placeholder(target):
             self.report.fatal = True
         return constant(target)
@@ -416,6 +433,8 @@ class Merger:
             return function()
         except MismatchError as error:
             self.report.found.extend(error.mismatches)
+            self.leave(path)
+            self.stay(path)
             self.transaction.roll_back(mark, error)
             return target
         except HandlerError:
@@ -462,9 +481,13 @@ def merge(
     MismatchError
         If something does not fit and ``options.mismatch`` is ``"error"``; all of it in one exception.
     """
+    leftovers = None if options.report is None else Leftovers()
     with walking():
         # In a function, so that the plan is gone before the garbage collector, which would go over it, is back.
-        return _merge(Merger(document, registry, options), target, path)
+        result = _merge(Merger(document, registry, options, leftovers=leftovers), target, path)
+    if options.report is not None and leftovers is not None:
+        options.report(leftovers.report(document))
+    return result
 
 
 def _merge(merger: Merger, target: Any, path: LinkedPath) -> Any:
@@ -520,8 +543,10 @@ def same_values(one: Any, other: Any, registry: Registry) -> bool:
 
 def load_plain(document: Document, registry: Registry, options: Options) -> Any:
     """Load a document without a target."""
-    merger = Merger(document, registry, options)
-    return merger.decode_now(document.structure)
+    tree = Merger(document, registry, options).decode_now(document.structure)
+    if options.report is not None:
+        options.report(Leftovers().report(document))
+    return tree
 
 
 def _holds_placeholder(target: Any) -> bool:

@@ -6,19 +6,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..document import CELL_TAGS, ITEMS, NODE, Value
+from ..errors import LinkedPath, Steps
 from .containers import as_items, mapping_state
 from .merge import Merger
 from .selection import FilterLibrary, Leaves, warn_of_random
 
 
-def chosen_of_file(leaves: Leaves, value: Value, merger: Merger, library: FilterLibrary) -> tuple[Leaves, Value]:
+def chosen_of_file(
+    leaves: Leaves, value: Value, path: LinkedPath, merger: Merger, library: FilterLibrary
+) -> tuple[Leaves, Value]:
     """Give what a load is about, of the target and of the nested mappings of a file."""
     if merger.selection is None:
         return leaves, value
     chosen, left_out = merger.selection.split(leaves, library)
     file = _File(merger, library)
     kept = file.kept(value, nest(dict.fromkeys(chosen)), nest(dict.fromkeys(left_out)), ())
-    warn_of_random({path: left_out[path] for path in file.dropped}, merger.selection.only, library, "loaded")
+    warn_of_random(
+        {at: left_out[at] for at in file.dropped if at in left_out}, merger.selection.only, library, "loaded"
+    )
+    merger.stay(*((path, Steps(at)) for at in left_out))
+    merger.leave(*((path, Steps(at)) for at in file.dropped))
     return chosen, kept
 
 
@@ -28,7 +35,7 @@ class _File:
     def __init__(self, merger: Merger, library: FilterLibrary) -> None:
         self._merger = merger
         self._library = library
-        #: What the target has as well.
+        #: What it takes away, by path.
         self.dropped: list[tuple[Any, ...]] = []
 
     def kept(self, value: Value, chosen: Mapping[Any, Any], left_out: Mapping[Any, Any], at: tuple[Any, ...]) -> Value:
@@ -46,13 +53,12 @@ class _File:
         return result
 
     def _part(self, value: Value, chosen: Any, left_out: Any, path: tuple[Any, ...]) -> Value:
-        if left_out is None:
+        rejected = chosen == left_out == {} and self._is_rejected(value, path)
+        if left_out is None or rejected:
             self.dropped.append(path)
             return _NOTHING
         if chosen is None or self._is_empty(value):
             return value
-        if not chosen and not left_out and self._is_rejected(value, path):
-            return _NOTHING
         return self.kept(value, chosen, left_out, path)
 
     def _is_empty(self, value: Value) -> bool:
