@@ -55,6 +55,7 @@ def msgpack_save(
     durable: bool = True,
     progress: bool = False,
     only: Any = None,
+    share_with: str | os.PathLike[str] | None = None,
 ) -> str:
     """Save a tree as one file.
 
@@ -89,6 +90,10 @@ def msgpack_save(
     only : filter, optional
         Save only some states of the modules in the tree: a filter of flax.nnx or brainstate, such as ``nnx.Param``,
         ``(nnx.Param, nnx.BatchStat)`` or ``brainstate.ParamState``.
+    share_with : str or os.PathLike, optional
+        An earlier checkpoint. Arrays of at least 1 MiB that it holds as they are now are not written again, where the
+        file system lets two files share data (btrfs and XFS do, ext4 does not): either file can then be deleted or
+        changed without the other. Elsewhere, and where there is no such checkpoint, all is written.
 
     Returns
     -------
@@ -127,6 +132,7 @@ def msgpack_save(
     ('mV', (1, 'relu'))
     """
     _check_form(format, metadata, compression)
+    _check_sharing(share_with, format, compression)
     name = _local_name(filename, "write", "wb")
     shown = name or str(getattr(filename, "name", filename))
     save = Save()
@@ -148,6 +154,7 @@ def msgpack_save(
             durable,
             progress,
             only,
+            None if share_with is None else os.path.abspath(os.fsdecode(share_with)),
             async_manager is not None,
         )
         del target  # for the same reason
@@ -520,13 +527,14 @@ def _prepare(
     durable: bool,
     progress: bool,
     only: Any,
+    share_with: str | None,
     is_async: bool,
 ) -> None:
     """Do all of a save that cannot wait, and tell it what is left to be done."""
     if name is not None and not overwrite and os.path.lexists(name):
         raise AlreadyExistsError(name)
     with walking():
-        put, nbytes = _prepared(target, metadata, format, compression, only, snapshot=is_async)
+        put, nbytes = _prepared(target, metadata, format, compression, only, share_with, snapshot=is_async)
     # By then the program may be in another directory.
     path = os.path.abspath(name) if name and is_async else name
     size = nbytes if format == "v1" and compression is None else None  # of others it is not known
@@ -540,6 +548,7 @@ def _prepared(
     form: Format,
     compression: Compression | None,
     only: Any,
+    share_with: str | None = None,
     *,
     snapshot: bool = False,
 ) -> tuple[Callable[[Sink], None], int]:
@@ -556,7 +565,7 @@ def _prepared(
     if snapshot:
         take_snapshot(live, registry)
     if form == "v1":
-        prepared = writer.Writer(document, compress=compression is not None)
+        prepared = writer.Writer(document, compress=compression is not None, share_with=share_with)
         return prepared.write, prepared.nbytes
     state = to_state_dict(document, registry, functools.partial(_soon, live) if snapshot else live.host)
     return functools.partial(legacy.write_state_dict, state), sum(spec.nbytes for spec in live.specs)
@@ -695,6 +704,15 @@ def _check_form(format_: Any, metadata: Any, compression: Any) -> None:
     if format_ == "flax":
         raise ValueError("format='flax' has no compression: leave compression out, or use format='v1'.")
     codec.load_zstd()
+
+
+def _check_sharing(share_with: Any, format_: Any, compression: Any) -> None:
+    if share_with is None:
+        return
+    if not isinstance(share_with, (str, os.PathLike)):
+        raise TypeError(f"share_with must be the path of a checkpoint, got {type(share_with).__name__}.")
+    if format_ != "v1" or compression is not None:
+        raise ValueError("share_with= needs format='v1' without compression: what is compressed cannot be shared.")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ class BlobReader:
         at = layout.HEADER_SIZE
         for start, size in zip(self.at, self._size, strict=True):
             gap = start - at - layout.BLOB_HEAD.size
-            if not 0 <= gap < layout.ALIGNMENT or start % layout.ALIGNMENT or not 0 < size < 1 << 32:
+            if not 0 <= gap < layout.PAGE or start % layout.ALIGNMENT or not 0 < size < 1 << 32:
                 raise ValueError("a blob is not where it should be")
             at = start + size
             self._first_hash.append(self._first_hash[-1] + -(-size // self.hash_block))
@@ -87,6 +87,12 @@ class BlobReader:
         for size, raw_size, width in zip(self._size, self.raw_size, self._width, strict=True):
             if raw_size != size if not width else not size < raw_size <= layout.MAX_FRAME:
                 raise ValueError(f"a blob of {size} bytes cannot stand for {raw_size} bytes (width {width})")
+
+    def raw_blobs(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+        """Give place, size and hashes of each blob that is not compressed."""
+        for blob, (at, size) in enumerate(zip(self.at, self._size, strict=True)):
+            if not self._width[blob]:
+                yield at, size, tuple(self._hashes[self._first_hash[blob] : self._first_hash[blob + 1]])
 
     @property
     def any_compressed(self) -> bool:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ..storage.sinks import Sink
+from ..storage.sinks import FileSink, Sink
 from . import codec, layout
 from .pipeline import Pipeline
+from .unchanged import Unchanged
 
 #: Handing on a smaller block takes as long as hashing it.
 _HASHED_ASIDE = 1 << 21
@@ -20,8 +21,9 @@ _HASHED_ASIDE = 1 << 21
 class BlobWriter:
     """Writes blobs one after the other, and keeps their table."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, unchanged: Unchanged | None = None) -> None:
         self._sink = sink
+        self._unchanged = unchanged
         self._pipeline: Pipeline[_Encoded] = Pipeline(self._write_encoded)
         self._total = 0
         self._at: list[int] = []
@@ -90,6 +92,9 @@ class BlobWriter:
                     room = min(left, layout.MAX_BLOB)
                     left -= room
                     self._begin(room, room, 0)
+                    if self._unchanged and len(piece) >= room >= layout.PAGED_FROM and self._share(piece[:room]):
+                        piece, room = piece[room:], 0
+                        continue
                 step = min(len(piece), room)
                 blocks.add(piece[:step])
                 piece = piece[step:]
@@ -99,7 +104,8 @@ class BlobWriter:
 
     def _begin(self, size: int, raw_size: int, width: int) -> None:
         head_at = self._sink.position
-        padding = -(head_at + layout.BLOB_HEAD.size) % layout.ALIGNMENT
+        alignment = layout.PAGE if size >= layout.PAGED_FROM else layout.ALIGNMENT
+        padding = -(head_at + layout.BLOB_HEAD.size) % alignment
         self._sink.write(layout.NIL * padding + layout.BLOB_HEAD.pack(layout.BIN32, size))
         self._at.append(head_at + padding + layout.BLOB_HEAD.size)
         self._size.append(size)
@@ -114,6 +120,24 @@ class BlobWriter:
             self._hashing.drain()
             self._hashes.append(_hash(parts))
         self._sink.write(*parts)
+
+    def _share(self, data: memoryview) -> bool:
+        """Take a whole blob from an earlier file that has the same; tell whether that could be done."""
+        assert self._unchanged is not None
+        self._hashing.drain()
+        blocks = (data[start : start + layout.HASH_BLOCK] for start in range(0, len(data), layout.HASH_BLOCK))
+        hashes = [_hash((block,)) for block in blocks]
+        there = self._unchanged.find(data, hashes)
+        if there is None or not isinstance(self._sink, FileSink):
+            return False
+        whole = len(data) // layout.PAGE * layout.PAGE
+        if not self._sink.share(*there, whole):
+            self._unchanged.refused()
+            self._unchanged = None
+            return False
+        self._sink.write(data[whole:])
+        self._hashes += hashes
+        return True
 
     # Compressed.
 

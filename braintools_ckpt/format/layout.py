@@ -3,7 +3,7 @@
 A file is a plain sequence of MessagePack objects::
 
     HEADER    bin8    MAGIC, and the format version (uint32, little-endian)
-    PAD*      nil     as many as bring the next blob's data to a multiple of ALIGNMENT
+    PAD*      nil     as many as bring the next blob's data to a multiple of ALIGNMENT (PAGE, if it is large)
     BLOB      bin32   raw bytes: an array, a piece of a large one, or a pack of small ones
     ...
     INDEX     map     format, library, metadata, features (if there are any), arrays, shared, structure
@@ -42,6 +42,9 @@ TRAILER_HEAD = bytes([0xC4, TRAILER.size - 2])
 
 #: Data of a blob begins at a multiple of this, so that a mapped file can be used in place.
 ALIGNMENT = 64
+#: Data of a blob of at least PAGED_FROM bytes begins at a multiple of this, so that file systems can share it.
+PAGE = 4096
+PAGED_FROM = 1 << 20
 BLOB_HEAD = struct.Struct(">BI")
 BIN32 = 0xC6
 NIL = b"\xc0"

@@ -93,16 +93,34 @@ def _read_document(source: Source, verify: bool, mmap: bool, parallel: bool) -> 
     index = _read_index(source)
     try:
         _check_heading(index)
-        compressed = layout.ZSTD in _features(source, index)
-        blobs = BlobReader(source, index["arrays"], _index_span(source)[0], compressed=compressed, verify=verify)
+        blobs = _blobs(source, index, verify)
         arrays = StoredArrays(blobs, index["arrays"], mmap=mmap, parallel=parallel)
         document = Document(index["structure"], arrays, index["shared"], index["metadata"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, CorruptCheckpointError):
             raise
-        raise _corrupt(source, f"its index is malformed ({type(error).__name__}: {error})") from error
+        raise _malformed(source, error) from error
     check_structure(document, source.name)
     return document
+
+
+def _blobs(source: Source, index: dict[str, Any], verify: bool) -> BlobReader:
+    compressed = layout.ZSTD in _features(source, index)
+    return BlobReader(source, index["arrays"], _index_span(source)[0], compressed=compressed, verify=verify)
+
+
+def read_blobs(source: Source) -> BlobReader:
+    """Read where the blobs of a checkpoint are, and nothing else."""
+    try:
+        return _blobs(source, _read_index(source), verify=True)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, CorruptCheckpointError):
+            raise
+        raise _malformed(source, error) from error
+
+
+def _malformed(source: Source, error: Exception) -> CorruptCheckpointError:
+    return _corrupt(source, f"its index is malformed ({type(error).__name__}: {error})")
 
 
 def _index_span(source: Source) -> tuple[int, int, int]:

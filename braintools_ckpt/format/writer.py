@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import msgpack
@@ -16,6 +17,7 @@ from ..errors import SerializationError, format_array
 from ..storage.sinks import Sink
 from . import codec, layout
 from .blob_writer import BlobWriter
+from .unchanged import Unchanged
 
 Array = np.ndarray[Any, Any]
 #: An array that has to be rearranged or converted passes through a buffer of this many bytes.
@@ -54,11 +56,12 @@ class Writer:
     The structure is packed then, too, so that the document need not be kept.
     """
 
-    def __init__(self, document: Document, *, compress: bool = False) -> None:
+    def __init__(self, document: Document, *, compress: bool = False, share_with: str | None = None) -> None:
         arrays = document.arrays
         assert isinstance(arrays, LiveArrays)
         self._arrays = arrays
         self._compress = compress
+        self._share_with = share_with
         self._heading = {key: _packed(value) for key, value in _heading(document).items()}
         self._content = {"shared": _packed(document.shared), "structure": _packed(document.structure)}
         # Equal specs are one object; they are numbered as they come.
@@ -78,12 +81,13 @@ class Writer:
     def write(self, sink: Sink) -> None:
         """Write the file."""
         sink.write(layout.HEADER)
-        self._blobs = BlobWriter(sink)
-        try:
-            self._write_arrays()
-            self._blobs.finish()
-        finally:
-            self._blobs.close()
+        with nullcontext() if self._share_with is None else Unchanged(self._share_with) as unchanged:
+            self._blobs = BlobWriter(sink, unchanged)
+            try:
+                self._write_arrays()
+                self._blobs.finish()
+            finally:
+                self._blobs.close()
         index = self._index()
         start = sink.position
         trailer = layout.TRAILER.pack(

@@ -70,11 +70,14 @@ class CheckpointManager:
         background, and ends the process with the code 128 + signal.
     compression, durable
         As in `msgpack_save`.
+    share_unchanged : bool, default False
+        Do not write again what the step before has as well: see ``share_with`` of `msgpack_save`. Each file stays whole
+        when others are deleted.
 
     Raises
     ------
     ValueError
-        If ``name`` is no format of a name, or ``mode`` none.
+        If ``name`` is no format of a name, or ``mode`` none, or ``share_unchanged`` is asked for with ``compression``.
 
     Notes
     -----
@@ -113,9 +116,12 @@ class CheckpointManager:
         signals: bool | Iterable[int] = False,
         compression: Compression | None = None,
         durable: bool = True,
+        share_unchanged: bool = False,
     ) -> None:
         if not isinstance(async_save, bool) and not hasattr(async_save, "save_async"):
             raise TypeError(f"async_save must be True, False or an AsyncManager, got {async_save!r}.")
+        if share_unchanged and compression is not None:
+            raise ValueError("share_unchanged=True needs compression=None: what is compressed cannot be shared.")
         best = best_of(keep) or ("loss", "min")
         mode = best[1] if mode is None else mode
         check_mode(mode)
@@ -129,7 +135,7 @@ class CheckpointManager:
         self._closed = False
         os.makedirs(self.directory, exist_ok=True)
         clean_temporaries(self.directory)
-        self._saver = Saver(self._catalog, kept, self._async, compression, durable)
+        self._saver = Saver(self._catalog, kept, self._async, compression, durable, share_unchanged)
         self._preemption = Preemption(_signals(signals))
 
     # Saving.

@@ -31,6 +31,8 @@ class Saver:
         What writes in the background.
     compression, durable
         As in ``msgpack_save``.
+    share_unchanged : bool
+        Share with the step before what has not changed.
     """
 
     def __init__(
@@ -40,12 +42,14 @@ class Saver:
         manager: AsyncManager | None,
         compression: Compression | None,
         durable: bool,
+        share_unchanged: bool,
     ) -> None:
         self._catalog = catalog
         self._keep = keep
         self._manager = manager
         self._compression = compression
         self._durable = durable
+        self._share_unchanged = share_unchanged
         #: Saves that have been begun: when, and what becomes of them.
         self._begun: dict[int, tuple[float, SaveFuture]] = {}
         self._last: tuple[int, float] | None = None
@@ -88,6 +92,7 @@ class Saver:
             self._delete_what_nobody_keeps(step)
 
         reporting = None if manager is None else _Reporting(manager, ended)
+        before = self.moment(step, 0.0, preempted=False).last_step if self._share_unchanged else None
         path = self._catalog.path(step)
         try:
             name = msgpack_save(
@@ -98,6 +103,7 @@ class Saver:
                 metadata=described,
                 compression=self._compression,
                 durable=self._durable,
+                share_with=None if before is None else self._catalog.path(before),
             )
         except AlreadyExistsError:
             raise StepExistsError(path, step) from None

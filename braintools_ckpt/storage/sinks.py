@@ -5,12 +5,22 @@ from __future__ import annotations
 import errno
 import io
 import os
+import struct
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, BinaryIO, Protocol
 
 from .buffers import Buffer as Buffer
 from .buffers import batches, drop
 
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+#: What Linux calls FICLONERANGE; where it has another number, the call is refused.
+_CLONE_RANGE = 0x4020940D
 #: Called with the number of bytes after each piece that was written.
 OnBytes = Callable[[int], None]
 
@@ -102,6 +112,33 @@ class FileSink(_PieceSink):
             if self._name is not None:
                 error.filename = self._name
             raise
+
+    def share(self, fd: int, offset: int, size: int) -> bool:
+        """Append bytes of another file in such a way that both share them on the disk, until one is changed there.
+
+        Parameters
+        ----------
+        fd : int
+            The other file, open for reading.
+        offset, size : int
+            Its bytes, which begin and end at multiples of the file system's block size; so does what was written.
+
+        Returns
+        -------
+        bool
+            False where the file system (or the platform) cannot do that: nothing was appended then.
+        """
+        if fcntl is None:
+            return False
+        try:
+            fcntl.ioctl(self._fd, _CLONE_RANGE, struct.pack("qQQQ", fd, offset, size, self.position))
+        except OSError:  # whatever it is, writing will tell
+            return False
+        os.lseek(self._fd, size, os.SEEK_CUR)
+        self.position += size
+        if self._on_bytes is not None:
+            self._on_bytes(size)
+        return True
 
 
 class BytesSink:

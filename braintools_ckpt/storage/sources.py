@@ -208,6 +208,10 @@ class LocalSource(_BatchSource):
             self._file.seek(offset)
             return self._file.readinto(batch[0])
 
+    def fileno(self) -> int:
+        """Give the file's descriptor."""
+        return self._file.fileno()
+
     def map(self) -> memoryview:
         """Give a writable copy-on-write view of the whole file: nothing is read until it is touched.
 
