@@ -468,6 +468,18 @@ def test_an_evaluator_follows(tmp_path):
     assert reader.wait_for_new(3) == 4
 
 
+def test_an_evaluator_follows_a_run_that_goes_back(tmp_path):
+    manager = filled(tmp_path, [0, 80, 90])
+    steps = CheckpointManager(tmp_path).follow(timeout=0.05, poll=0.01)
+    assert [next(steps) for _ in range(3)] == [0, 80, 90]
+    manager.delete_after(0)
+    for step in (70, 80):
+        manager.save(step, tree(step + 1))
+        manager.wait()
+        assert next(steps) == step
+    assert list(steps) == []
+
+
 # Preemption.
 
 PREEMPTED = """

@@ -453,15 +453,12 @@ class CheckpointManager:
         int or None
             The latest step, if it is later than ``after``; None if the time is up.
         """
-        end = math.inf if timeout is None else time.monotonic() + timeout
-        while True:
+
+        def later() -> int | None:
             latest = self.latest_step()
-            if latest is not None and (after is None or latest > after):
-                return latest
-            left = end - time.monotonic()
-            if left <= 0:
-                return None
-            time.sleep(min(poll, left))
+            return latest if latest is not None and (after is None or latest > after) else None
+
+        return _wait_for(later, timeout, poll)
 
     def follow(self, *, timeout: float | None = None, poll: float = 1.0) -> Iterator[int]:
         """Go over all checkpoints, and those to come: for an evaluator beside a training.
@@ -476,18 +473,21 @@ class CheckpointManager:
         Returns
         -------
         iterator of int
-            Steps, each once, in order. What is deleted before its turn is left out.
+            Steps, each once, in order, and once more where a run has gone back and saved them anew. What is deleted
+            before its turn is left out.
         """
-        last = -1
-        while True:
-            new = [step for step in self.all_steps() if step > last]
-            for step in new:
-                last = step
-                entry = self._catalog.look(step)
+        seen: set[tuple[int, float]] = set()
+
+        def unseen() -> list[StepInfo] | None:
+            return [info for info in self.infos() if (info.step, info.time) not in seen] or None
+
+        while new := _wait_for(unseen, timeout, poll):
+            for info in new:
+                seen.add((info.step, info.time))
+                entry = self._catalog.look(info.step)
                 if entry is not None and entry.info is not None:
-                    yield step
-            if not new and self.wait_for_new(last, timeout=timeout, poll=poll) is None:
-                return
+                    seen.add((info.step, entry.info.time))  # it may have been replaced meanwhile
+                    yield info.step
 
     # The end.
 
@@ -535,6 +535,17 @@ class CheckpointManager:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.directory}: {_listed(self.all_steps()) or 'no checkpoint'}>"
+
+
+def _wait_for(look: Callable[[], T | None], timeout: float | None, poll: float) -> T | None:
+    """Look until there is something; None if the time is up."""
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    while (found := look()) is None:
+        left = end - time.monotonic()
+        if left <= 0:
+            return None
+        time.sleep(min(poll, left))
+    return found
 
 
 def _signals(given: Any) -> Iterable[int]:
