@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import collections
 import contextlib
 import errno
@@ -250,21 +251,122 @@ def test_the_dump_in_the_document_is_a_real_file():
     assert TinyReader(documented).tree()["t"] == (1, "a")
 
 
-def test_every_tag_and_dtype_of_the_code_is_in_the_document():
-    import brainstate  # noqa: F401
-    import brainunit  # noqa: F401
+def test_the_table_that_explains_the_dump_says_what_is_there():
+    text = (ROOT / "docs" / "format.md").read_text()
+    dump = bytes.fromhex("".join(re.findall(r"^[0-9a-f]{4}  ((?:[0-9a-f]{2} ?)+) ", text, re.MULTILINE)))
+    rows = re.findall(r"^\| ([0-9a-f]{4}) \| (`.*?) \|", text, re.MULTILINE)
+    assert len(rows) > 20
+    ends = [int(at, 16) for at, _ in rows[1:]] + [len(dump)]
+    for (at, shown), end in zip(rows, ends, strict=True):
+        pattern = b""
+        for word in re.findall(r"x \d+|\"[^\"]*\"|[0-9a-f]{2}(?![^\s`])|\.\.\.", shown):
+            if word.startswith("x "):
+                pattern = pattern * int(word[2:])
+            elif word == "...":
+                pattern += b".*"
+            else:
+                pattern += re.escape(word[1:-1].encode() if word[0] == '"' else bytes.fromhex(word))
+        assert re.fullmatch(pattern, dump[int(at, 16) : end], re.DOTALL), shown
 
+
+def written_tags():
+    """Give the tags that the code has, and the attributes that it gives them, as they stand in its source."""
+    tags, attributes = set(), set()
+    for path in (ROOT / "braintools_ckpt").rglob("*.py"):
+        for part in ast.walk(ast.parse(path.read_text())):
+            if isinstance(part, (ast.Assign, ast.AnnAssign)) and isinstance(part.value, ast.Constant):
+                names = part.targets if isinstance(part, ast.Assign) else [part.target]
+                if [name.id for name in names if isinstance(name, ast.Name)] == ["tag"]:
+                    tags.add(part.value.value)
+            elif isinstance(part, ast.Call) and getattr(part.func, "attr", "") in ("leaf", "node"):
+                tags |= {item.value for item in part.args[:1] if isinstance(item, ast.Constant)}
+                attributes |= {keyword.arg for keyword in part.keywords if keyword.arg}
+                spread = [keyword.value for keyword in part.keywords if isinstance(keyword.value, ast.Dict)]
+                attributes |= {key.value for item in spread for key in item.keys if isinstance(key, ast.Constant)}
+            elif isinstance(part, ast.List) and len(part.elts) == 4 and isinstance(part.elts[3], ast.Dict):
+                tags |= {item.value for item in part.elts[1:2] if isinstance(item, ast.Constant)}
+                attributes |= {key.value for key in part.elts[3].keys if isinstance(key, ast.Constant)}
+    return tags, attributes
+
+
+def test_every_tag_and_dtype_of_the_code_is_in_the_document():
     from braintools_ckpt.dtypes import ML_DTYPES
-    from braintools_ckpt.tree import registry
+    from braintools_ckpt.tree.registry import ADAPTERS, registry
 
     text = (ROOT / "docs" / "format.md").read_text()
-    for library in ("jax", "brainunit", "brainstate"):
-        assert registry.activate(library)
-    tags = {tag for tag in registry._tags if not tag.startswith("class:")}
-    plain = {"bool", "NoneType", "enum.key"}  # these never stand in a file
-    assert {tag for tag in tags - plain if f"`{tag}`" not in text} == set()
+    for library in sorted(ADAPTERS):
+        registry.activate(library)
+    written, attributes = written_tags()
+    assert {"array", "numpy.scalar", "penzai.NamedArray", "flax.nnx.Variable", "stateful"} <= written
+    assert {"class", "hard", "impl", "axes", "unit", "dtype", "kind", "seed_seq"} <= attributes
+    tags = {tag for tag in registry._tags if not tag.startswith("class:")} | {tag for tag in written if tag}
+    plain = {"bool", "NoneType", "None", "enum.key", "flax.nnx.slot"}  # these never stand in a file
+    rows = {word for row in re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE) for word in re.findall(r"`(.*?)`", row)}
+    assert tags - plain - rows == set()
+    assert {name for name in attributes if f"`{name}`" not in text} == set()
     words = set(re.findall(r"\w+", text))
     assert ML_DTYPES - words == set()
+
+
+def test_the_limits_in_the_document_are_those_of_the_code():
+    from braintools_ckpt import dtypes
+    from braintools_ckpt.format import structure
+    from braintools_ckpt.tree import encode
+
+    text = (ROOT / "docs" / "format.md").read_text()
+    section = text.partition("### Limits")[2].partition("\n## ")[0]
+    limits = dict(re.findall(r"^\| (.*?) \| (.*?) \|$", section, re.MULTILINE))
+    for name, value in {
+        "bytes that a compressed blob stands for": layout.MAX_FRAME,
+        "dimensions of an array or a sub-array": dtypes.MAX_NDIM,
+        "elements without stored bytes": dtypes.MAX_EMPTY,
+        "bytes of an array in memory": (dtypes.MAX_UNSTORED, dtypes.MAX_GROWTH),
+        "itemsize, offset of a field, product of sub-array lengths": dtypes.MAX_ITEMSIZE,
+        "levels of fields, fields of a dtype": (dtypes.MAX_DEPTH, dtypes.MAX_FIELDS),
+        "levels of the structure, of a shared value, of the metadata": structure._MAX_LEVELS,
+        "bytes of an array in the metadata (of this library)": encode.MAX_METADATA_ARRAY,
+        "values in the metadata (of this library)": encode.MAX_METADATA_VALUES,
+        "unused bytes of a compressed concatenation": layout.ALIGNMENT,
+    }.items():
+        numbers = [eval(number.replace("^", "**")) for number in re.findall(r"2\^\d+(?: - 1)?|\d+", limits[name])]
+        assert tuple(numbers) == (value if type(value) is tuple else (value,)), name
+
+
+def small_floats():
+    text = (ROOT / "docs" / "format.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \| (\d+) \| (\w+) \|$", text, re.MULTILINE)
+    return [(name, *map(int, numbers), special) for name, *numbers, special in rows]
+
+
+@pytest.mark.parametrize(("name", "exponent", "mantissa", "bias", "special"), small_floats())
+def test_small_floats_are_what_the_document_says(name, exponent, mantissa, bias, special):
+    import ml_dtypes
+
+    size = 1 + exponent + mantissa
+    bits = np.arange(2**size, dtype=np.uint16 if size == 16 else np.uint8)
+    sign, e, m = bits >> (size - 1), (bits >> mantissa) % 2**exponent, bits % 2**mantissa
+    e, part = e.astype(float), m / 2**mantissa
+    expected = np.where(e > 0, (1 + part) * 2.0 ** (e - bias), part * 2.0 ** (1 - bias)) * np.where(sign, -1, 1)
+    top, full = e == 2**exponent - 1, m == 2**mantissa - 1
+    if special == "ieee":
+        expected[top] = np.where(m[top] > 0, np.nan, np.where(sign[top], -np.inf, np.inf))
+    elif special == "fn":
+        expected[top & full] = np.nan
+    elif special == "fnuz":
+        expected[bits == 1 << (size - 1)] = np.nan
+    else:
+        assert special == "finite"
+    with np.errstate(invalid="ignore"):
+        found = bits.view(getattr(ml_dtypes, name, np.float16)).astype(float)
+    assert np.array_equal(expected, found, equal_nan=True)
+    assert np.array_equal(np.signbit(expected)[expected == 0], np.signbit(found)[found == 0])
+
+
+def test_all_small_floats_are_in_the_table():
+    from braintools_ckpt.dtypes import ML_DTYPES
+
+    names = {name for name, *_ in small_floats()}
+    assert {name for name in ML_DTYPES if "float" in name} - names == {"float8_e8m0fnu"}
 
 
 # --- bytes ----------------------------------------------------------------------------------------------------
