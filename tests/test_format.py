@@ -1552,6 +1552,56 @@ def test_the_golden_files_hold_what_they_are_for():
     assert set(reader("compressed")["arrays"]["width"]) == {0, 2, 4, 8, 9}
 
 
+CLASSES = load_script(GOLDEN / "classes" / "expected.py").TREES
+
+
+def test_every_golden_file_of_classes_is_known():
+    assert {path.stem for path in (GOLDEN / "classes").glob("*.msgpack")} == set(CLASSES)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_golden_file_of_classes_loads_for_ever(name):
+    if name in ("brainpy", "penzai"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pytest.importorskip(name)
+    path, make = GOLDEN / "classes" / f"{name}.msgpack", CLASSES[name]
+    expected, target = bt.msgpack_dumps(make()), make(1000)
+    assert bt.msgpack_dumps(target) != expected
+    assert bt.msgpack_dumps(bt.msgpack_load(path, target=target)) == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # most of it comes back as plain values
+        assert bt.msgpack_load(path).keys() == make().keys()
+    with bt.open_checkpoint(path) as checkpoint:
+        checkpoint.verify()
+
+
+def tags_of(value):
+    if isinstance(value, dict):
+        value = list(value.values())
+    elif isinstance(value, list) and len(value) > 2 and value[0] in (NODE, LEAF):
+        yield value[1]
+    for part in value if isinstance(value, list) else ():
+        yield from tags_of(part)
+
+
+def test_every_tag_of_the_document_is_in_a_golden_file():
+    found = set()
+    for path in GOLDEN.rglob("*.msgpack"):
+        data = path.read_bytes()
+        offset, length = struct.unpack_from("<QQ", data, len(data) - 36)
+        index = msgpack.unpackb(data[offset : offset + length])
+        found |= set(tags_of([index["structure"], index["shared"], index["metadata"]]))
+    text = (ROOT / "docs" / "format.md").read_text()
+    section = text.partition("### Tags")[2].partition("### Bit generators")[0]
+    rows = re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE)
+    tags = {tag for row in rows for tag in re.findall(r"`(.*?)`", row)} - {"class:NAME"}
+    assert len(tags) > 60
+    # A path of the system that one is on: these files were written on Linux.
+    assert tags - found == {"path.WindowsPath"}
+    assert {"class:golden/Fields", "class:golden/Synapse", "class:golden/Counter", "class:golden/Colour"} <= found
+
+
 class FullFile(io.RawIOBase):
     """A file on a disk that gets full."""
 

@@ -184,14 +184,13 @@ function sameKey(key) {
     return `number ${Number.isInteger(number) ? BigInt(number) : number}`;
   }
   if (key instanceof Uint8Array) return `bytes ${Buffer.from(key).toString("hex")}`;
-  if (!(key instanceof Tagged || key instanceof List)) return `${typeof key} ${JSON.stringify(key)}`;
-  const parts = key instanceof List ? key.items : [key.state];
+  if (!(key instanceof Tagged)) return `${typeof key} ${JSON.stringify(key)}`;
+  const { state, attributes } = key;
+  const parts = [state, ...attributes.map(([, item]) => item)].flatMap((part) => part?.items ?? part?.pairs?.flat() ?? part);
   const below = parts.map(sameKey);
   if (below.some((part) => typeof part === "symbol")) return Symbol("with a nan");
-  return `${key.tag ?? "list"} ${JSON.stringify(below)} ${JSON.stringify(key.attributes ?? [], bigints)}`;
+  return `${key.tag} ${JSON.stringify(below)}`;
 }
-
-const bigints = (_, value) => (typeof value === "bigint" ? `int ${value}` : value);
 
 function integer(state) {
   if (typeof state === "bigint") return state;
