@@ -23,7 +23,9 @@ from flax import serialization as flax
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from trees import assert_same
 
+from braintools_ckpt import msgpack_load
 from braintools_ckpt.document import ARRAY, ITEMS, LEAF, LIST
 from braintools_ckpt.dtypes import ML_DTYPES, parse
 from braintools_ckpt.errors import CorruptCheckpointError, SerializationError
@@ -115,12 +117,22 @@ def test_golden(path):
 
 def test_golden_files_are_all_there():
     names = {path.stem.rsplit("-", 1)[0] for path in GOLDEN}
-    assert names >= {"braintools-0.0.12", "braintools-0.3.0", "flax-0.12.8"}
+    assert names >= {"braintools-0.0.12", "braintools-0.3.0", "flax-0.12.8", "flax-0.3.0"}
     assert {case_of(path) for path in GOLDEN} == set(EXPECTED)
-    assert len(GOLDEN) == 32
+    assert len(GOLDEN) == 33
     for path in GOLDEN:
         if case_of(path) == "split":
             assert path.read_bytes().count(MARK.encode()) == 2
+
+
+def test_an_early_file_of_flax_fits_its_tree():
+    point = MAKE.Point
+    target = {
+        "point": point(0, np.zeros(1, np.int16)),
+        "nested": [point(point(0.0, None), (np.float32(0), 0j))],
+        "weights": {"w": jnp.zeros((2, 3)), "half": jnp.zeros(2, jnp.bfloat16)},
+    }
+    assert_same(MAKE.early(), msgpack_load(HERE / "legacy" / "flax-0.3.0-early.msgpack", target=target), loaded=True)
 
 
 @pytest.mark.parametrize("library", ["braintools", "flax"])

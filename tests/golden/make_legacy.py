@@ -5,6 +5,7 @@ Run once for each library, in an environment that has it; a file that is in the 
     python tests/golden/make_legacy.py braintools
     python tests/golden/make_legacy.py flax
     python tests/golden/make_legacy.py braintools-file unpacked-wheel/braintools/file/msg_checkpoint.py 0.0.12
+    python tests/golden/make_legacy.py flax-file unpacked-wheel/flax/serialization.py 0.3.0
 
 What is in each file is said, by hand, in ``legacy/expected.py``.
 """
@@ -13,6 +14,7 @@ import collections
 import importlib.metadata
 import importlib.util
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -172,6 +174,21 @@ def low_level():
     return {"list": [1, np.arange(2), [2.5, None]], "numbered": {1: "one", -2: {2.5: b"", True: None}}}
 
 
+def early():
+    """What early versions of flax wrote in another way: named tuples, with their names."""
+    return {
+        "point": Point(1, np.int16([2])),
+        "nested": [Point(Point(0.5, None), (np.float32(1.5), 1 - 2j))],
+        "weights": {"w": jnp.arange(6.0).reshape(2, 3), "half": jnp.ones(2, jnp.bfloat16)},
+    }
+
+
+def put_back_what_is_gone():
+    """Give jax and numpy the names that early versions of flax ask for."""
+    jax.xla = types.SimpleNamespace(DeviceArray=jax.Array)
+    np.issctype = lambda ty: isinstance(ty, type) and issubclass(ty, np.generic)  # noqa: NPY201
+
+
 def load_module(path):
     spec = importlib.util.spec_from_file_location("old_msg_checkpoint", path)
     module = importlib.util.module_from_spec(spec)
@@ -186,6 +203,10 @@ def main(library, *arguments):
         version = importlib.metadata.version("flax")
         write_all(serialization, SHARED, "flax", version, serialization.to_bytes)
         write(low_level, "flax", version, lambda tree: serialization.msgpack_serialize(tree, in_place=True))
+        return
+    if library == "flax-file":
+        put_back_what_is_gone()
+        write(early, "flax", arguments[1], load_module(arguments[0]).to_bytes)
         return
     if library == "braintools":
         from braintools.file import _msg_checkpoint as module

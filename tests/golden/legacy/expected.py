@@ -2,7 +2,8 @@
 
 The files of braintools 0.3.0, braintools 0.0.12 and flax that have one name hold the same. They were made by
 ``tests/golden/make_legacy.py`` with numpy 2.4, jax 0.10, brainunit 0.5.2, brainstate 0.5.4, optax 0.2.8 and
-ml_dtypes 0.6 on x86-64 Linux.
+ml_dtypes 0.6 on x86-64 Linux. That of flax 0.3.0 was written by its own module, too, to which two names were given that
+jax and numpy do not have any more.
 """
 
 import ml_dtypes
@@ -21,6 +22,10 @@ def quantity(mantissa, scale, *dimension):
         "dim": np.array(dimension, "int64"),
         "factor": 1.0,
     }
+
+
+def early_point(x, y):
+    return {"name": "Point", "fields": {"0": "x", "1": "y"}, "values": {"0": x, "1": y}}
 
 
 EXPECTED = {
@@ -71,6 +76,11 @@ EXPECTED = {
         "uint16": np.array([1, 100], "uint16"),
         "uint32": np.array([1, 100], "uint32"),
         "uint64": np.array([1, 100], "uint64"),
+    },
+    "early": {
+        "point": early_point(1, np.array([2], "int16")),
+        "nested": {"0": early_point(early_point(0.5, None), {"0": np.float32(1.5), "1": 1 - 2j})},
+        "weights": {"w": f32([0, 1, 2], [3, 4, 5]), "half": np.array([1, 1], ml_dtypes.bfloat16)},
     },
     "ml": {
         "bfloat16": np.array([[1.0, -2.5]], ml_dtypes.bfloat16),
