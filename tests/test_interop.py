@@ -1,4 +1,4 @@
-"""A reader that is not ours: JavaScript, written from docs/format.md alone (``tests/interop``), reads what we write."""
+"""A reader that is not ours: JavaScript that follows docs/format.md (``tests/interop``) reads what we write."""
 
 from __future__ import annotations
 
