@@ -108,7 +108,7 @@ export class Checkpoint {
     let blocks = 0;
     for (let i = 0; i < count; i++) {
       const gap = this.at[i] - 5 - end;
-      require(this.at[i] % 64 === 0 && gap >= 0 && gap <= 63, `blob ${i} is not where it should be`);
+      require(this.at[i] % 64 === 0 && gap >= 0 && gap < 4096, `blob ${i} is not where it should be`);
       require(this.size[i] >= 1 && this.size[i] < 2 ** 32, `blob ${i} has ${this.size[i]} bytes`);
       require(
         this.width[i] ? this.rawSize[i] > this.size[i] && this.rawSize[i] <= MAX_FRAME : this.rawSize[i] === this.size[i],
