@@ -386,6 +386,31 @@ def test_data_begins_at_multiples_of_64_and_pads_are_nil():
             assert start - 5 - end < 64
 
 
+def test_large_blobs_begin_at_pages():
+    arrays = [np.full(size, 1, np.uint8) for size in (100_000, 1 << 20, 70_000, (1 << 20) + 1, 5)]
+    with bt.open_checkpoint(io.BytesIO(bt.msgpack_dumps(arrays))) as checkpoint:
+        blobs = checkpoint._document.arrays._blobs
+        assert [size for _, size, _ in blobs.raw_blobs()] == [100_000, 1 << 20, 70_000, (1 << 20) + 1, 5]
+        assert [at % 4096 == 0 for at, size, _ in blobs.raw_blobs() if size >= 1 << 20] == [True, True]
+        ends = [18, *(at + size for at, size, _ in blobs.raw_blobs())]
+        gaps = [at - 5 - end for (at, _, _), end in zip(blobs.raw_blobs(), ends, strict=False)]
+        assert [gap < (4096 if large else 64) for gap, large in zip(gaps, [0, 1, 0, 1, 0], strict=True)] == [True] * 5
+
+
+@pytest.mark.parametrize(("page", "fits"), [(64, True), (4096, True), (8192, False)])
+def test_as_much_padding_as_a_page_is_taken(page, fits, monkeypatch):
+    array = np.arange(1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "PAGE", page)
+        patch.setattr(layout, "PAGED_FROM", 1)
+        data = bt.msgpack_dumps(array)
+    if fits:
+        np.testing.assert_array_equal(bt.msgpack_loads(data), array)
+        return
+    with pytest.raises(bt.CorruptCheckpointError, match="a blob is not where it should be"):
+        bt.msgpack_loads(data)
+
+
 def test_arrays_in_a_pack_are_aligned():
     tree = [np.ones(3, "i1"), np.ones(1, "f8"), np.ones(1, "i1"), np.ones(1, "c16"), np.ones(1, "i1"), np.ones(2, "f2")]
     table = TinyReader(bt.msgpack_dumps(tree)).index["arrays"]

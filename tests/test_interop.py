@@ -134,7 +134,10 @@ def arrays_in(form):
             yield from arrays_in(part)
 
 
-@pytest.mark.parametrize("layout", [{}, {"HASH_BLOCK": 7}, {"MAX_BLOB": 64, "PACKED_BELOW": 1}], ids=str)
+LAYOUTS = [{}, {"HASH_BLOCK": 7}, {"MAX_BLOB": 64, "PACKED_BELOW": 1}, {"PAGED_FROM": 8, "PACKED_BELOW": 1}]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_files_of_many_blobs(reader, layout):
     with small_layout(**layout):
         same(reader, SIMPLE, metadata={"step": 7, "tags": ["a", (1, 2.0)], "history": np.arange(3.0)})
