@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import reprlib
 import types
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -310,7 +311,8 @@ class Encoder:
             return value
         raise Trouble(
             lambda path: SerializationError(
-                f"Cannot save the dict key {key!r} at path {path}: keys must be scalars, strings or tuples of them."
+                f"Cannot save the dict key {reprlib.repr(key)} at path {path}: keys must be scalars, strings of at "
+                "most 64 KiB, or tuples of them."
             )
         )
 
