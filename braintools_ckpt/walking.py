@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 
-from .lockfree import Register, Token
+from .lockfree import NAP, Register, Token
 
 #: How deep a tree may nest. MessagePack libraries stop at 1024 levels, and a level of ours takes up to two of theirs.
 MAX_DEPTH = 400
@@ -33,7 +35,7 @@ class walking(Token):  # noqa: N801  (it reads as a function)
             self.frame = sys._getframe(1)
             self._forget_lost()
             _walks.enter(self)
-            _set_up()
+            _alone(_set_up)
         except BaseException:
             self.__exit__()
             raise
@@ -47,9 +49,9 @@ class walking(Token):  # noqa: N801  (it reads as a function)
         self.is_over = True
         self.frame = None
         try:
-            _put_back()
+            _alone(_put_back)
         except BaseException:  # Ctrl-C
-            _put_back()
+            _alone(_put_back)
             raise
 
     def _forget_lost(self) -> None:
@@ -66,9 +68,31 @@ class walking(Token):  # noqa: N801  (it reads as a function)
                 walk.is_over, walk.frame = True, None
 
 
+class _Turn(Token):
+    """A thread that changes the settings, or waits for the one that does."""
+
+    is_over = False
+
+
 _walks: Register[walking] = Register()
+_turns: Register[_Turn] = Register()
 #: What was set before the first of all walks, the first entry counts; empty while there is none.
 _before: list[tuple[int, bool]] = []
+
+
+def _alone(change: Callable[[], None]) -> None:
+    """Let one thread at a time change the settings: what another one has half set must not be taken for the program's.
+
+    A signal handler comes in its thread's turn. There it may wait for other threads, so these do not wait for long.
+    """
+    turn, end = _Turn(), time.monotonic() + NAP
+    try:
+        _turns.enter(turn)
+        while (first := _turns.present()[:1]) and first[0].thread != turn.thread and time.monotonic() < end:
+            time.sleep(0)
+        change()
+    finally:
+        turn.is_over = True
 
 
 def _set_up() -> None:
@@ -80,16 +104,19 @@ def _set_up() -> None:
 
 
 def _put_back() -> None:
-    if not _walks.present():
-        for limit, collecting in _before[:1]:
-            if collecting:
-                gc.enable()
-            if sys.getrecursionlimit() == limit + MAX_DEPTH * _CALLS_A_LEVEL:
-                # This thread may itself be deeper than that by now: then the limit stays.
-                with suppress(RecursionError):
-                    sys.setrecursionlimit(limit)
-        _before.clear()
-    if _walks.present():  # another thread may have begun meanwhile
+    if _walks.present():
+        return
+    before = _before[:1]
+    for limit, collecting in before:
+        if collecting:
+            gc.enable()
+        if sys.getrecursionlimit() == limit + MAX_DEPTH * _CALLS_A_LEVEL:
+            # This thread may itself be deeper than that by now: then the limit stays.
+            with suppress(RecursionError):
+                sys.setrecursionlimit(limit)
+    _before.clear()
+    if _walks.present():  # of a thread that did not wait any longer
+        _before[:0] = before
         _set_up()
 
 

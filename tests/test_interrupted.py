@@ -567,6 +567,69 @@ def test_a_manager_that_is_closed_while_a_loop_saves(tmp_path, monkeypatch):
     assert bt.msgpack_load(tmp_path / "x") == {"a": 1}
 
 
+def test_a_walk_that_begins_while_another_one_ends(monkeypatch):
+    begun, go, limit, real = threading.Event(), threading.Event(), sys.getrecursionlimit(), gc.enable
+
+    def walk():
+        with walking.walking():
+            begun.set()
+            go.wait(10)
+
+    def enable():
+        monkeypatch.setattr(gc, "enable", real)
+        real()
+        other.start()
+        begun.wait(0.2)
+
+    other = threading.Thread(target=walk)
+    monkeypatch.setattr(gc, "enable", enable)
+    with walking.walking():
+        pass
+    assert begun.wait(10)
+    assert not gc.isenabled()
+    assert sys.getrecursionlimit() > limit
+    go.set()
+    other.join()
+    assert gc.isenabled()
+    assert sys.getrecursionlimit() == limit
+
+
+def test_a_handler_that_waits_for_another_thread_while_a_walk_ends(monkeypatch):
+    limit, real = sys.getrecursionlimit(), gc.enable
+
+    def enable():
+        monkeypatch.setattr(gc, "enable", real)
+        other.start()
+        other.join(30)
+        ended.append(not other.is_alive())
+        real()
+
+    ended, other = [], threading.Thread(target=bt.msgpack_dumps, args=({},), daemon=True)
+    monkeypatch.setattr(gc, "enable", enable)
+    bt.msgpack_dumps({})
+    assert ended == [True]
+    assert gc.isenabled()
+    assert sys.getrecursionlimit() == limit
+
+
+def test_walks_of_many_threads_leave_the_settings(tmp_path):
+    code = """
+    import gc, sys, threading, time, braintools_ckpt as bt
+    sys.setswitchinterval(1e-6)
+    end, limit = time.monotonic() + 2, sys.getrecursionlimit()
+    def walk():
+        while time.monotonic() < end:
+            bt.msgpack_dumps({})
+    walkers = [threading.Thread(target=walk) for _ in range(4)]
+    for walker in walkers:
+        walker.start()
+    for walker in walkers:
+        walker.join()
+    assert gc.isenabled() and sys.getrecursionlimit() == limit, (gc.isenabled(), sys.getrecursionlimit())
+    """
+    in_child(code, tmp_path)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_child_of_a_process_that_walks_collects_garbage(tmp_path):
     code = """
