@@ -135,7 +135,7 @@ def msgpack_save(
     _check_sharing(share_with, format, compression)
     name = _local_name(filename, "write", "wb")
     shown = name or str(getattr(filename, "name", filename))
-    save = Save()
+    save = Save(path=shown)
     try:
         if async_manager is not None and not _reserved(async_manager, save):
             return ""
@@ -539,7 +539,7 @@ def _prepare(
     path = os.path.abspath(name) if name and is_async else name
     size = nbytes if format == "v1" and compression is None else None  # of others it is not known
     write = functools.partial(_write, put, filename, path, overwrite, durable, progress, size)
-    save.prepare(write, _place(filename, path), name or str(getattr(filename, "name", filename)), nbytes)
+    save.prepare(write, _place(filename, path), nbytes)
 
 
 def _prepared(

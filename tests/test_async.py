@@ -664,6 +664,32 @@ def test_no_thread_can_be_started(tmp_path, monkeypatch, caplog):
     assert (bt.msgpack_load(tmp_path / "x"), bt.msgpack_load(tmp_path / "y")) == ({"a": 1}, {"a": 2})
 
 
+class Meanwhile:
+    """An object whose handler does something else."""
+
+    def __init__(self, do):
+        self.do = do
+
+
+def test_a_save_that_is_being_prepared_is_named(tmp_path):
+    bt.msgpack_register_serialization(Meanwhile, lambda obj: obj.do() or {}, lambda obj, state: obj, override=True)
+    errors = []
+
+    def save():
+        with pytest.raises(bt.PendingSaveError) as caught:
+            bt.msgpack_save(tmp_path / "y", {}, async_manager=manager)
+        errors.append(str(caught.value))
+
+    def save_elsewhere():
+        other = threading.Thread(target=save)
+        other.start()
+        other.join()
+
+    with bt.AsyncManager(on_full="raise") as manager:
+        bt.msgpack_save(tmp_path / "x", Meanwhile(save_elsewhere), async_manager=manager)
+    assert f"({tmp_path / 'x'})" in errors[0]
+
+
 class Fails:
     """An object whose handler fails."""
 

@@ -69,10 +69,9 @@ class Save(Outcome):
         self._task = task
         self._then: Callable[[], object] | None = None
 
-    def prepare(self, task: Callable[[], Any], place: Hashable, path: str, nbytes: int) -> None:
+    def prepare(self, task: Callable[[], Any], place: Hashable, nbytes: int) -> None:
         """Say what is to be done."""
         self._task, self.place, self.nbytes = task, place, nbytes
-        self.path = self.name = path
 
     def then(self, more: Callable[[], object]) -> None:
         """Do something more when the task has succeeded, before the turn is over."""
