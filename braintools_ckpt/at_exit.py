@@ -15,7 +15,7 @@ from .lockfree import Register
 from .storage.outcome import failures
 from .storage.turns import Save, line, wait_until
 
-#: All saves that a manager has made room for and that are not over.
+#: All saves that managers were asked for and that are not over, also those that wait for room.
 saves: Register[Save] = Register()
 #: What returns when saves that are on their way to a manager have arrived.
 barriers: list[Callable[[], object]] = []
@@ -24,18 +24,23 @@ has_reported = False
 
 
 def _finish() -> None:
-    """Wait for all that is being saved; from then on, saves are written at once."""
+    """Wait for all that is being saved; what is asked for from then on, whoever asks for it waits for."""
     for barrier in barriers.copy():
         with contextlib.suppress(Exception):  # jax tells of it itself
             barrier()
-    _wait()
+    _wait_for_line()
     threads.is_ending = True
-    _wait()  # for what other threads have asked for meanwhile
-
-
-def _wait() -> None:
-    wait_until(lambda: [save for save in line.present() if save.crew is not None])
+    _wait_for_line()  # for what other threads have asked for meanwhile
     threads.wait_for_all()  # callbacks too
+
+
+def _wait_for_line() -> None:
+    asked = _in_line()  # now: a thread that never ceases to ask must not keep the interpreter from its end
+    wait_until(lambda: asked)
+
+
+def _in_line() -> list[Save]:
+    return [save for save in line.present() if save.crew is not None]
 
 
 class _FailsToFlush:
@@ -65,7 +70,7 @@ def _report() -> None:
     global has_reported
     has_reported = True
     lost = 0
-    for save in saves.present():  # Ctrl-C while the interpreter waited for it
+    for save in _in_line():  # Ctrl-C while the interpreter waited for it
         print(f"\nThe save of {save.name} in the background was not finished.", file=sys.stderr)
         lost += 1
     for failure in failures.present():

@@ -30,7 +30,8 @@ class _Worker:
 
 
 _workers: Register[_Worker] = Register()
-#: Whether the interpreter ends: then threads that nobody waits for may be cut off, and work is done on the spot.
+#: Whether the interpreter ends: then threads that nobody waits for may be cut off, and whoever waits does the work, one
+#: job at a time.
 is_ending = False
 
 
@@ -50,8 +51,8 @@ class Crew:
         self._find = find
 
     def call(self) -> bool:
-        """Let there be a thread that looks for work, or as many as are allowed; False if it was done in this one."""
-        if self._busy() >= self.size:
+        """Let there be a thread if there is something to do and room for one; False if it was done in this one."""
+        if self._busy() >= self.size or self._find() is None:
             return True
         if not is_ending:
             try:
@@ -87,11 +88,13 @@ class Crew:
                 except BaseException:
                     if not is_apart:  # Ctrl-C of the program's
                         raise
+                if is_ending:  # threads that never cease to ask must not keep this one
+                    break
         finally:
             worker.is_over = True
             worker.left.set()
-        if self._busy() < self.size and self._find() is not None:  # it came while this thread was leaving
-            self.call()
+        if not is_ending:
+            self.call()  # for what came while this thread was leaving
 
     def wait(self) -> None:
         """Wait until none of its threads is at work, but this one."""

@@ -796,6 +796,42 @@ def test_a_save_at_exit(tmp_path):
     assert bt.msgpack_load(tmp_path / "x") == {"a": 1}
 
 
+def test_threads_that_never_cease_to_save_do_not_keep_the_interpreter_from_its_end(tmp_path):
+    code = """
+        import sys, threading, time, braintools_ckpt as bt
+        folder = sys.argv[1]
+        manager = bt.AsyncManager(max_pending=16)
+        def save(name):
+            while True:
+                bt.msgpack_save(f"{folder}/{name}", {}, async_manager=manager, durable=False)
+        for name in range(6):
+            threading.Thread(target=save, args=(name,), daemon=True).start()
+        time.sleep(0.2)
+        bt.msgpack_save(folder + "/last", {"a": 1}, async_manager=manager)
+    """
+    assert handled(code, tmp_path, check=False).returncode in (0, 120)  # what is cut off is told of
+    assert bt.msgpack_load(tmp_path / "last") == {"a": 1}
+    assert {"0", "1", "2", "3", "4", "5"} < set(os.listdir(tmp_path))
+
+
+def test_threads_that_still_run_at_the_end_save(tmp_path):
+    code = """
+        import sys, threading, time, braintools_ckpt as bt
+        from braintools_ckpt import threads
+        folder = sys.argv[1]
+        manager = bt.AsyncManager(max_pending=4)
+        def save(name):
+            while not threads.is_ending:
+                time.sleep(0.001)
+            for i in range(20):
+                bt.msgpack_save(f"{folder}/{name}", {"i": i}, async_manager=manager, durable=False)
+        for name in range(3):
+            threading.Thread(target=save, args=(name,)).start()
+    """
+    assert handled(code, tmp_path).stderr == ""
+    assert [bt.msgpack_load(tmp_path / str(name)) for name in range(3)] == [{"i": 19}] * 3
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_child_process_starts_anew(tmp_path, taken):
     code = """

@@ -730,6 +730,20 @@ def test_a_team_does_as_much_at_a_time_as_it_may():
     assert at_work == [0]
 
 
+def test_no_thread_is_begun_while_there_is_nothing_to_do(monkeypatch):
+    begun, go, started = threading.Event(), threading.Event(), []
+    with threads.Team(3) as team:
+        job = team.add(lambda: (begun.set(), go.wait(10)))
+        assert begun.wait(10)
+        monkeypatch.setattr("_thread.start_new_thread", lambda work, args: started.append(work))
+        naps = iter(range(5))
+        monkeypatch.setattr(job._ended, "wait", lambda nap: next(naps, None) is None)
+        job.wait()
+        monkeypatch.undo()
+        go.set()
+    assert started == []
+
+
 def test_a_team_without_threads(monkeypatch):
     monkeypatch.setattr(threads, "is_ending", True)
     with threads.Team(3) as team:

@@ -30,6 +30,7 @@ from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
+from .. import threads
 from ..lockfree import NAP, Register, Token
 from ..threads import Crew, rest
 from .outcome import Outcome
@@ -113,6 +114,8 @@ class Save(Outcome):
         """Let its crew do it, when its turn has come."""
         line.enter(self)
         start_due()
+        if threads.is_ending:
+            _wait_for([self])  # so it is written, here or elsewhere, before this thread ends
         if not self.is_over and not that_can_end([self]):
             # A signal handler's save, in the midst of another one, behind which it stands.
             _wait_for(self._ahead())
@@ -208,7 +211,7 @@ def crew_of(size: int) -> Crew:
 def start_due() -> None:
     """Let all saves begin whose turn has come and that are not begun, as many as their crews can take."""
     for crew in {id(save.crew): save.crew for save in _due()}.values():
-        if crew is not None and not crew.call():
+        if crew is not None and not crew.call() and not threads.is_ending:
             with suppress(Exception):
                 _log.warning("No other thread could write what was saved in the background: it is written now.")
 
@@ -256,24 +259,24 @@ def that_can_end(saves: Iterable[Save]) -> list[Save]:
     """Give of some saves those that are not over, and can end before this thread goes on."""
     left = [save for save in saves if not save.is_over]
     if left:
-        saves, threads = _stuck(get_ident())
-        left = [save for save in left if save not in saves and save.thread not in threads]
+        stuck, waiting = _stuck(get_ident())
+        left = [save for save in left if save not in stuck and save.thread not in waiting]
     return left
 
 
 def _stuck(me: int) -> tuple[set[Save], set[int]]:
     """Give the saves in the line, and the threads, that can go on only after a thread has."""
-    saves, threads = set[Save](), {me}
+    saves, waiting = set[Save](), {me}
     known = 0
-    while known < len(saves) + len(threads):
-        known = len(saves) + len(threads)
+    while known < len(saves) + len(waiting):
+        known = len(saves) + len(waiting)
         places = set()
         for save in line.present():
             by = save._claim.by[:1]
-            if by[0].thread in threads if by else save.place in places:
+            if by[0].thread in waiting if by else save.place in places:
                 saves.add(save)
                 places.add(save.place)
         for wait in _waits.present():
-            if wait.save is not None and (wait.save in saves or wait.save.thread in threads):
-                threads.add(wait.thread)
-    return saves, threads
+            if wait.save is not None and (wait.save in saves or wait.save.thread in waiting):
+                waiting.add(wait.thread)
+    return saves, waiting
