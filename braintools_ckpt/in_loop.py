@@ -161,7 +161,7 @@ def _put(path: str, tree: Any, overwrite: bool, async_manager: AsyncManager | No
 def _path(pattern: str, step: int) -> str:
     try:
         return pattern.format(step=step) if "{" in pattern else pattern
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(
             f"destination {pattern!r} cannot be formatted ({type(error).__name__}: {error}). The only name that may "
             "stand in braces is step, as in 'run/{step:08}.ckpt'."

@@ -304,6 +304,8 @@ def test_a_save_that_does_not_belong_there_says_what_does():
         (("x", 2.0), TypeError, "every must be a whole number, got 2.0"),
         (("{stop}", 2), ValueError, "The only name that may stand in braces is step"),
         (("{", 2), ValueError, "cannot be formatted"),
+        (("{step.number}", 2), ValueError, "cannot be formatted"),
+        (("{step[0]}", 2), ValueError, "cannot be formatted"),
         ((5, 2), TypeError, "destination must be a path, got int"),
     ],
 )
