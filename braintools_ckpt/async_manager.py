@@ -19,7 +19,7 @@ import numpy as np
 from . import api, at_exit
 from .errors import PendingSaveError
 from .lockfree import Token
-from .storage.outcome import Failure, failures
+from .storage.outcome import Failure, failures, is_shown
 from .storage.turns import Save, crew_of, line, that_can_end, wait_until
 
 # Imported here, though it is not used: a signal handler that saves must not be the first to import it.
@@ -42,8 +42,9 @@ class AsyncManager:
 
     What fails in the background is raised once: at the next save (which is done nevertheless), at
     :meth:`wait_previous_save` or at :meth:`close`, with a note that names the checkpoint. If none of these comes any
-    more, it is reported when the interpreter exits, and the exit code is 120, whatever else it would be (a child
-    process that multiprocessing has forked only logs it). Saves that are pending then are finished first.
+    more, or ``sys.exit()`` leaves the ``with`` block, it is reported when the interpreter exits, and the exit code is
+    120, whatever else it would be (a child process that multiprocessing has forked only logs it). Saves that are
+    pending then are finished first.
 
     Parameters
     ----------
@@ -107,7 +108,7 @@ class AsyncManager:
             self.close()
             return
         try:
-            self.close()
+            self._pass_barriers(closes=True, tells=is_shown(error))  # else it is told at the end
         except Exception as failed:  # noqa: BLE001  (it must not hide the exception that is on its way)
             text = "".join(traceback.format_exception_only(failed)).strip()
             error.add_note(f"Besides, a save in the background failed: {text}")
@@ -304,8 +305,8 @@ class AsyncManager:
         """
         self._pass_barriers(closes=True)
 
-    def _pass_barriers(self, closes: bool = False) -> None:
-        """Let arrive what is on its way; if that fails, as a loop did that saves, go on all the same."""
+    def _pass_barriers(self, *, closes: bool = False, tells: bool = True) -> None:
+        """Let arrive what is on its way, and wait; if a loop that saves has failed, go on all the same."""
         failed: Exception | None = None
         for barrier in () if self._closed else self._barriers:
             try:
@@ -315,7 +316,8 @@ class AsyncManager:
         try:
             self._closed = self._closed or closes
             wait_until(self._unfinished)
-            self._raise_failures()
+            if tells:
+                self._raise_failures()
         except Exception as error:
             if failed is not None:
                 error.add_note(f"Besides, a loop that saves has failed: {failed!r}")

@@ -773,6 +773,28 @@ def test_an_error_that_nobody_waits_for_ends_the_process_with_an_error(end, take
     assert done.stdout.split("\n") == ["printed", "registered after", "registered before", ""]
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        "bt.AsyncManager() as manager: bt.msgpack_save(sys.argv[1] + '/x', {}, async_manager=manager); sys.exit()",
+        "bt.CheckpointManager(sys.argv[1]) as manager: manager.save(1, {}); sys.exit()",
+    ],
+    ids=["AsyncManager", "CheckpointManager"],
+)
+def test_an_error_in_a_block_that_ends_the_process_is_told(block, tmp_path):
+    code = f"""
+        import os, sys, braintools_ckpt as bt
+        def replace(*args):
+            raise PermissionError("refused")
+        os.replace = os.link = replace
+        with {block}
+    """
+    done = run_python(code, tmp_path, check=False)
+    assert done.returncode == 120
+    assert "in the background failed, and nobody waited" in done.stderr
+    assert "PermissionError: refused" in done.stderr
+
+
 def test_an_error_that_was_seen_does_not_change_the_exit_code(taken):
     code = """
         import sys, braintools_ckpt as bt

@@ -22,6 +22,7 @@ from ..errors import (
     CheckpointNotFoundError,
 )
 from ..storage.local import clean_temporaries
+from ..storage.outcome import is_shown
 from .catalog import Catalog
 from .loader import Loader, Which
 from .names import StepNames
@@ -509,12 +510,15 @@ class CheckpointManager:
         Exception
             What failed in the background, if nobody has seen it yet.
         """
-        self._closed = True
-        self._preemption.restore()
+        self._end()
         if self._owns_async and self._async is not None:
             self._async.close()
         else:
             self.wait()
+
+    def _end(self) -> None:
+        self._closed = True
+        self._preemption.restore()
 
     def __enter__(self) -> Self:
         return self
@@ -528,10 +532,14 @@ class CheckpointManager:
             if self.preempted and was_open:  # the signal came after the last save
                 raise SystemExit(128 + (self._preemption.signal or 0))
             return
-        try:
-            self.close()
-        except Exception as failed:  # noqa: BLE001  (it must not hide the exception that is on its way)
-            error.add_note(f"Besides, a save in the background failed: {failed!r}")
+        self._end()
+        if self._owns_async and self._async is not None:
+            self._async.__exit__(kind, error, trace)
+        elif is_shown(error):
+            try:
+                self.wait()
+            except Exception as failed:  # noqa: BLE001  (it must not hide the exception that is on its way)
+                error.add_note(f"Besides, a save in the background failed: {failed!r}")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.directory}: {_listed(self.all_steps()) or 'no checkpoint'}>"

@@ -167,6 +167,11 @@ class Outcome(Future[Any]):
                     _log.exception("A callback of the save of %s has failed", self.name)
 
 
+def is_shown(error: BaseException) -> bool:
+    """Tell whether an exception that leaves a block will be seen with its notes; one that ends the program is not."""
+    return isinstance(error, (Exception, KeyboardInterrupt))
+
+
 def let_go(error: BaseException, outer: BaseException | None = None) -> None:
     """Take the values of an error's frames away, and of those that led to it: they hold what was to be saved.
 
