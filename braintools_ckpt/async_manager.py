@@ -40,8 +40,8 @@ class AsyncManager:
     arrays of jax are held (on a CPU without a copy), numpy arrays are copied. Saves to one path are written in the
     order of the calls, and a load of that path waits for them.
 
-    What fails in the background is raised once: at the next save (which is done nevertheless), at
-    :meth:`wait_previous_save` or at :meth:`close`, with a note that names the checkpoint. If none of these comes any
+    What fails in the background is raised once: at the next save (which is done nevertheless, unless it is left out),
+    at :meth:`wait_previous_save` or at :meth:`close`, with a note that names the checkpoint. If none of these comes any
     more, or ``sys.exit()`` leaves the ``with`` block, it is reported when the interpreter exits, and the exit code is
     120, whatever else it would be (a child process that multiprocessing has forked only logs it). Saves that are
     pending then are finished first.
