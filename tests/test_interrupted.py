@@ -654,6 +654,35 @@ def test_a_child_of_a_process_that_walks_collects_garbage(tmp_path):
     in_child(code, tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_of_a_process_that_looks_up_a_type_saves(tmp_path):
+    code = """
+    import os, signal, sys, threading, braintools_ckpt as bt
+    class Held(type):
+        @property
+        def __module__(cls):
+            if threading.current_thread() is other:
+                begun.set()
+                go.wait(10)
+            return "held"
+    class Odd(dict, metaclass=Held):
+        pass
+    go, begun = threading.Event(), threading.Event()
+    other = threading.Thread(target=lambda: bt.msgpack_dumps(Odd(a=1)))
+    other.start()
+    begun.wait(10)
+    if os.fork() == 0:
+        signal.alarm(10)
+        bt.msgpack_dumps(type("New", (dict,), {})(a=1))
+        os._exit(0)
+    status = os.wait()[1]
+    go.set()
+    other.join()
+    assert status == 0, status
+    """
+    in_child(code, tmp_path)
+
+
 def test_an_error_that_the_program_handles_keeps_its_values(tmp_path, monkeypatch):
     def fail():
         found = 3

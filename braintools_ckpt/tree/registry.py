@@ -8,6 +8,7 @@ up the same way, but can only ever reach what is registered here or one of the a
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -121,6 +122,10 @@ class Registry:
         self._generic: list[tuple[Callable[[Any], bool], Handler]] = []
         self._activated: dict[str, bool] = {}
         self._cache: dict[type, Handler] = {}
+
+    def start_anew(self) -> None:
+        """Free the lock in a child process: the thread that held it may be one of the parent's."""
+        self._lock = threading.RLock()
 
     def register(self, ty: type, handler: Handler, *, override: bool = False, reads: bool = True) -> None:
         """Let ``handler`` look after ``ty`` and its subclasses.
@@ -252,3 +257,5 @@ def _same_name(one: Any, other: type) -> bool:
 
 
 registry = Registry()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=registry.start_anew)
