@@ -23,7 +23,7 @@ from .storage.turns import Save, line, place_of, settle
 from .tree import registry
 from .tree.decode import decode_metadata
 from .tree.encode import encode, encode_metadata
-from .tree.load_report import LoadReport
+from .tree.load_report import Leftovers, LoadReport
 from .tree.locate import locate
 from .tree.merge import ArraysMode, Options, UnitsMode, load_plain, merge
 from .tree.mismatch import MismatchMode, check_mode
@@ -501,7 +501,10 @@ def load_document(
             document = _rename(document, rename)
         if raw:
             arrays = document.arrays.read(range(len(document.arrays.specs)))
-            return to_state_dict(document, registry, arrays.__getitem__)
+            state = to_state_dict(document, registry, arrays.__getitem__)
+            if options.report is not None:
+                options.report(Leftovers().report(document))
+            return state
         if target is None:
             return load_plain(document, registry, options)
         return merge(document, target, registry, options)
@@ -566,7 +569,9 @@ def _prepared(
         take_snapshot(live, registry)
     if form == "v1":
         prepared = writer.Writer(document, compress=compression is not None, share_with=share_with)
-        return prepared.write, prepared.nbytes
+        if share_with is None:
+            return prepared.write, prepared.nbytes
+        return _after(share_with, prepared.write), prepared.nbytes
     state = to_state_dict(document, registry, functools.partial(_soon, live) if snapshot else live.host)
     return functools.partial(legacy.write_state_dict, state), sum(spec.nbytes for spec in live.specs)
 
@@ -575,6 +580,16 @@ def _soon(live: LiveArrays, index: int) -> Any:
     """Give an array of a snapshot; one that is still on its way to the host stays what it is until it is written."""
     source = live.sources[index]
     return live.host(index) if isinstance(source, (np.ndarray, memoryview)) else source
+
+
+def _after(path: str, put: Callable[[Sink], None]) -> Callable[[Sink], None]:
+    """Let a save begin when those of another file have ended, which it wants to share data with."""
+
+    def settled(sink: Sink) -> None:
+        settle(path)
+        put(sink)
+
+    return settled
 
 
 def _reserved(manager: Any, save: Save) -> bool:

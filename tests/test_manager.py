@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -287,6 +288,56 @@ def test_a_corrupt_best_is_followed_by_the_next_best(tmp_path):
     damage(tmp_path / "0000000020.ckpt")
     with pytest.warns(UserWarning, match="Step (10|30) was loaded"):
         assert manager.restore("best")["step"] in (10, 30)
+
+
+def test_a_run_goes_on_over_what_is_corrupt(tmp_path):
+    filled(tmp_path, [1, 2, 3])
+    damage(tmp_path / "0000000003.ckpt")
+    with CheckpointManager(tmp_path, keep=2) as manager:
+        with pytest.warns(UserWarning, match="Step 2 was loaded"):
+            step, _ = manager.restore_or(tree(0))
+        assert step == 2
+        manager.save(3, tree(33))
+        manager.save(4, tree(4))
+    assert manager.all_steps() == [3, 4]
+    assert manager.restore(3)["step"] == 33
+    with pytest.raises(StepExistsError):
+        CheckpointManager(tmp_path).save(3, tree(5))
+
+
+def test_a_run_that_goes_back_deletes_what_is_corrupt(tmp_path):
+    manager = filled(tmp_path, [1, 2, 3, 4])
+    damage(tmp_path / "0000000003.ckpt")
+    os.truncate(tmp_path / "0000000004.ckpt", 100)
+    (tmp_path / "0000000005.ckpt").write_bytes(b"somebody else's")
+    assert manager.delete_after(2) == [3, 4]
+    assert sorted(os.listdir(tmp_path)) == ["0000000001.ckpt", "0000000002.ckpt", "0000000005.ckpt"]
+
+
+@pytest.mark.parametrize("keep", [KeepBest(1, "val_los"), [1, [KeepBest(2, "val_los")]]])
+def test_a_metric_that_no_checkpoint_has(keep, tmp_path):
+    with CheckpointManager(tmp_path, keep=keep) as manager:
+        manager.save(1, tree(1))
+        with pytest.warns(
+            UserWarning, match="KeepBest goes by 'val_los', which no checkpoint in .*; this one has 'val_"
+        ):
+            manager.save(2, tree(2), {"val_loss": 1.0})
+        manager.save(3, tree(3), {"val_loss": 1.0})  # once
+    with CheckpointManager(tmp_path, keep=KeepBest(1, "val_loss")) as manager:
+        manager.save(4, tree(4), {"train_loss": 1.0})  # others have it
+
+
+def test_a_class_that_has_changed_is_no_reason_to_go_back(tmp_path):
+    def made(*fields):
+        ty = dataclasses.make_dataclass("Changed", fields)
+        return bt.serializable(name="manager.Changed", override=True)(ty)
+
+    with CheckpointManager(tmp_path) as manager:
+        manager.save(1, made("a")(1))
+        manager.save(2, made("a", "b")(1, 2))
+        made("a")
+        with pytest.raises(bt.HandlerError, match="The class has changed"):
+            manager.restore()
 
 
 def test_a_target_that_does_not_fit_is_no_reason_to_go_back(tmp_path):

@@ -77,7 +77,7 @@ class Run(RuleBasedStateMachine):
         self.counter += 1
         tree = {"value": np.full(5, self.counter), "n": self.counter}
         metrics = None if loss is None else {"loss": loss}
-        if not force and step in self.model and self.model[step].listed:
+        if not force and step in self.model and self.model[step].loads:
             with pytest.raises(StepExistsError):
                 self.manager.save(step, tree, metrics)
             return

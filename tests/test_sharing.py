@@ -135,7 +135,7 @@ def test_file_systems_that_cannot_share(error, tmp_path, kernel, caplog):
         assert (tmp_path / name).read_bytes() == msgpack_dumps(tree)
     assert kernel.asked == 2  # and not for each array
     (record,) = caplog.records  # and it is said once
-    assert f"The file system of {tmp_path} does not let files share data" in record.getMessage()
+    assert f"no data can be shared with files in {tmp_path}" in record.getMessage()
 
 
 @pytest.mark.parametrize("there", ["nothing", "a directory", "a foreign file", "an empty file", "a cut file"])
@@ -186,6 +186,25 @@ def test_a_run_shares_what_stays(background, tmp_path, kernel):
     tree = manager.restore()
     assert tree["step"] == 5
     np.testing.assert_array_equal(tree["frozen"]["w1"], frozen["w1"])
+
+
+def test_the_step_before_one_that_was_deleted(tmp_path, kernel):
+    frozen = arrays(0)
+    with CheckpointManager(tmp_path, async_save=False, share_unchanged=True) as manager:
+        manager.save(1, frozen)
+        manager.save(2, arrays(1))
+        manager.delete(2)
+        manager.save(3, frozen)
+    assert kernel.shared == whole_pages(frozen)
+
+
+def test_workers_wait_for_what_they_share_with(tmp_path, kernel):
+    tree = arrays(0)
+    with AsyncManager(max_workers=4, max_pending=8) as manager:
+        for step in range(6):
+            before = tmp_path / f"{step - 1}"
+            msgpack_save(tmp_path / f"{step}", tree, async_manager=manager, share_with=before)
+    assert kernel.shared == 5 * whole_pages(tree)
 
 
 def test_without_being_asked_nothing_is_shared(tmp_path, kernel):

@@ -82,6 +82,7 @@ class Unchanged:
 @functools.cache
 def _say_refused(directory: str) -> None:
     _log.warning(
-        "The file system of %s does not let files share data (btrfs and XFS do): what is unchanged is written again.",
+        "What is unchanged is written again: no data can be shared with files in %s, as the file system does not do "
+        "that (btrfs and XFS do), or is another one.",
         directory,
     )

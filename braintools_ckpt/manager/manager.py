@@ -23,6 +23,7 @@ from ..errors import (
 )
 from ..storage.local import clean_temporaries
 from ..storage.outcome import is_shown
+from ..warn import warn
 from .catalog import Catalog
 from .loader import Loader, Which
 from .names import StepNames
@@ -33,6 +34,7 @@ from .policies import (
     best_of,
     check_mode,
     keep_policy,
+    metrics_of,
     save_policy,
 )
 from .preemption import Preemption
@@ -128,6 +130,8 @@ class CheckpointManager:
         check_mode(mode)
         self.directory = os.path.abspath(os.fsdecode(directory))
         self._save_policy: SavePolicy = save_policy(save)
+        #: What the best are kept by, as long as no checkpoint has been seen that has it.
+        self._unseen = metrics_of(keep)
         kept = None if keep is None else keep_policy(keep)
         self._catalog = Catalog(self.directory, StepNames(name))
         self._loader = Loader(self._catalog, best[0] if metric is None else metric, mode)
@@ -173,7 +177,7 @@ class CheckpointManager:
         Raises
         ------
         StepExistsError
-            If there is a checkpoint of this step, or a file that cannot be read.
+            If there is a checkpoint of this step, or a file that is none. What is corrupt is replaced.
         SystemExit
             If a signal has asked the process to end: then the step has been saved.
         Exception
@@ -186,10 +190,22 @@ class CheckpointManager:
         now = time.time()
         if not (force or self._wants(step, now)):
             return False
+        self._look_for_metrics(numbers)
         described = {"step": step, "time": now, "metrics": numbers, "metadata": dict(metadata or {})}
         if self.preempted:
             self._save_and_end(step, tree, described, force)
         return self._saver.save(step, tree, described, force)
+
+    def _look_for_metrics(self, given: Mapping[str, float]) -> None:
+        """Warn once of a metric that nothing has, which may be called otherwise: the best would be deleted."""
+        if given and not self._unseen <= given.keys():
+            self._unseen -= {name for info in self._catalog.infos() for name in info.metrics}
+            if unknown := sorted(self._unseen - given.keys()):
+                warn(
+                    f"KeepBest goes by {unknown[0]!r}, which no checkpoint in {self.directory} has so far; this one "
+                    f"has {', '.join(map(repr, given))}. Of those without it none is better than another."
+                )
+            self._unseen = set()
 
     def should_save(self, step: int) -> bool:
         """Tell whether :meth:`save` would save that step: so that what is expensive to gather need not be.
@@ -417,6 +433,8 @@ class CheckpointManager:
     def delete_after(self, step: int) -> list[int]:
         """Delete all later steps: where a run goes back, so that it does not go on from them the next time.
 
+        Corrupt ones are deleted, too; what is no checkpoint at all stays.
+
         Parameters
         ----------
         step : int
@@ -429,7 +447,8 @@ class CheckpointManager:
         """
         step = _step(step)
         self._saver.settle()
-        later = [number for number in self.all_steps() if number > step]
+        entries = (entry for entry in self._catalog.entries() if entry.info is not None or entry.damaged)
+        later = [entry.step for entry in entries if entry.step > step]
         for number in later:
             self.delete(number)
         self._saver.look_again()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal, TypeAlias
@@ -240,9 +240,21 @@ def to_delete(infos: Sequence[StepInfo], policy: KeepPolicy, now: float, saved: 
 
 def best_of(keep: object) -> tuple[str, Mode] | None:
     """Give the metric and mode by which the best are kept, if it is one."""
-    policies = keep if isinstance(keep, (list, tuple)) else [keep]
-    found = {(policy.metric, policy.mode) for policy in policies if isinstance(policy, KeepBest)}
+    found = {(policy.metric, policy.mode) for policy in _bests(keep)}
     return found.pop() if len(found) == 1 else None
+
+
+def metrics_of(keep: object) -> set[str]:
+    """Give the metrics by which the best are kept."""
+    return {policy.metric for policy in _bests(keep)}
+
+
+def _bests(keep: object) -> Iterator[KeepBest]:
+    if isinstance(keep, (list, tuple)):
+        for policy in keep:
+            yield from _bests(policy)
+    elif isinstance(keep, KeepBest):
+        yield keep
 
 
 # What is best.

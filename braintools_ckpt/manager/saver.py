@@ -10,7 +10,9 @@ from typing import Any
 
 from ..api import Compression, msgpack_save
 from ..async_manager import AsyncManager, SaveFuture
-from ..errors import AlreadyExistsError, StepExistsError
+from ..errors import AlreadyExistsError, CheckpointError, CorruptCheckpointError, StepExistsError
+from ..format import reader
+from ..storage.sources import open_source
 from ..storage.turns import settle
 from .catalog import Catalog
 from .policies import KeepPolicy, Moment, to_delete
@@ -92,7 +94,7 @@ class Saver:
             self._delete_what_nobody_keeps(step)
 
         reporting = None if manager is None else _Reporting(manager, ended)
-        before = self.moment(step, 0.0, preempted=False).last_step if self._share_unchanged else None
+        before = self._before() if self._share_unchanged else None
         path = self._catalog.path(step)
         try:
             name = msgpack_save(
@@ -117,6 +119,14 @@ class Saver:
             ended()
         return True
 
+    def _before(self) -> int | None:
+        """Give the step that was saved last, if only it has been begun."""
+        pending = self._pending()
+        if pending:
+            return max(pending, key=lambda step: (pending[step], step))
+        infos = self._catalog.infos()
+        return infos[-1].step if infos else None
+
     def _overwrite(self, step: int, force: bool) -> bool:
         """Tell whether a file of the step is to be replaced; refuse where that would lose something."""
         if force:
@@ -126,10 +136,11 @@ class Saver:
         entry = self._catalog.look(step)
         if entry is None:
             return False
-        if not entry.damaged:
-            problem = f"is a file that cannot be read ({entry.problem})" if entry.problem else ""
-            raise StepExistsError(entry.path, step, problem)
-        return True  # of what is damaged there is no checkpoint any more
+        if entry.damaged or (entry.info is not None and _is_corrupt(entry.path)):
+            _log.warning("%s is corrupt, and is replaced.", entry.path)
+            return True  # there is no checkpoint any more, and a run that has gone back could not go on
+        problem = f"is a file that cannot be read ({entry.problem})" if entry.problem else ""
+        raise StepExistsError(entry.path, step, problem)
 
     def _delete_what_nobody_keeps(self, saved: int) -> None:
         if self._keep is None:
@@ -153,6 +164,19 @@ class Saver:
         for number in self._pending():
             if step is None or number == step:
                 settle(self._catalog.path(number))
+
+
+def _is_corrupt(path: str) -> bool:
+    """Look at every byte of a checkpoint; only what has checksums can be told of."""
+    try:
+        with open_source(path) as source:
+            if reader.is_checkpoint(source):
+                reader.read_blobs(source).verify()
+    except CorruptCheckpointError:
+        return True
+    except (CheckpointError, OSError):
+        return False
+    return False
 
 
 class _Reporting:

@@ -277,6 +277,8 @@ def _stuck(me: int) -> tuple[set[Save], set[int]]:
                 saves.add(save)
                 places.add(save.place)
         for wait in _waits.present():
-            if wait.save is not None and (wait.save in saves or wait.save.thread in waiting):
+            if wait.save is None or wait.save.is_over:  # nobody waits, or no more
+                continue
+            if wait.save in saves or wait.save.thread in waiting:
                 waiting.add(wait.thread)
     return saves, waiting

@@ -67,9 +67,9 @@ class CellHandler(Handler):
         old = self.read(target)
         plan = merger.plan(old, found[0] if found else value, path)
         # Met twice, and not because the file has one cell there: both values have to be the same.
-        first = merger.cells.setdefault(self.key(target), (target, plan))[1]
+        _, first, place = merger.cells.setdefault(self.key(target), (target, plan, path))
         if first is not plan:
-            return lambda: self._confirm(target, old, first(), plan(), path, merger)
+            return lambda: self._confirm(target, old, first(), plan(), (place, path), merger)
         return partial(self._assign_built, target, plan, merger)
 
     def plan_many(
@@ -84,22 +84,27 @@ class CellHandler(Handler):
         plans = merger.plan_alike(list(map(self.read, targets)), [value[2] for value in values], paths)
         if plans is None:
             return None
-        merger.cells.update((self.key(target), (target, plan)) for target, plan in zip(targets, plans, strict=True))
+        cells = zip(targets, plans, paths, strict=True)
+        merger.cells.update((self.key(target), (target, plan, path)) for target, plan, path in cells)
         return [partial(self._assign_built, target, plan, merger) for target, plan in zip(targets, plans, strict=True)]
 
     def _assign_built(self, target: Any, plan: Build, merger: Merger) -> Any:
+        if merger.transaction.leftovers is not None:
+            merger.transaction.leftovers.filled.add(id(target))
         return self._assign(target, plan(), merger)
 
-    def _confirm(self, target: Any, old: Any, first: Any, second: Any, path: LinkedPath, merger: Merger) -> Any:
+    def _confirm(
+        self, target: Any, old: Any, first: Any, second: Any, paths: tuple[LinkedPath, LinkedPath], merger: Merger
+    ) -> Any:
         if not same_values(first, second, merger.registry):
             kind = self.tag.rpartition(".")[2]
             text = (
                 f"{kind} mismatch: expected one value for a {kind.lower()} that the target has in several places, got "
                 "two that differ"
             )
-            merger.note("leaf", path, text, expected="one value", found="two values")
-            merger.leave(path)
-            merger.stay(path)
+            merger.note("leaf", paths[1], text, expected="one value", found="two values")
+            merger.leave(*paths)
+            merger.stay(*paths)
             return self._assign(target, old, merger)
         return target
 

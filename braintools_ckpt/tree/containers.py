@@ -85,6 +85,8 @@ def as_elements(value: Value) -> list[Value] | None:
 def plan_elements(targets: list[Any], elements: list[Value], path: LinkedPath, merger: Merger) -> list[Build]:
     """Plan elements by position; what one side lacks is a mismatch, and the target's own elements stay."""
     merger.leave(*((path, i) for i in range(len(targets), len(elements))))
+    if merger.transaction.leftovers is not None:
+        merger.transaction.leftovers.lists.append(merger.whole_path(path))
     if len(elements) < len(targets) or (len(elements) > len(targets) and not merger.options.partial):
         merger.note(
             "length",
@@ -133,6 +135,9 @@ def _names(
     plain = all(type(key) is str for key in items)  # as state dicts are
     found = {key: key if key in items else _name_in(items, key, plain) for key in targets}
     names = {key: name for key, name in found.items() if name is not _MISSING}
+    if merger.transaction.leftovers is not None:
+        at = merger.whole_path(path)
+        merger.transaction.leftovers.keys += ((at, name, key) for key, name in names.items() if name is not key)
     if len(names) < len(targets):
         note_missing([key for key in targets if key not in names], path, merger)
     if len(names) < len(items):

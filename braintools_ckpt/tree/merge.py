@@ -93,7 +93,6 @@ class Merger:
         options: Options,
         report: MismatchReport | None = None,
         selection: Selection | None = None,
-        leftovers: Leftovers | None = None,
     ) -> None:
         self.document = document
         self.registry = registry
@@ -101,8 +100,6 @@ class Merger:
         self.report = report or MismatchReport(options.mismatch)
         #: Which states of modules to load.
         self.selection = selection or (None if options.only is None else Selection(options.only))
-        #: What nothing is taken for, if somebody wants to know.
-        self.leftovers = leftovers
         self.specs = document.arrays.specs
         self.ratio = 1.0
         self.transaction = Transaction()
@@ -111,8 +108,9 @@ class Merger:
         self._whole_indices: set[int] = set()
         self._seen: set[int] = set()
         self.private: set[int] = set()
-        #: Cells of the target that a plan was made for: what is theirs alone -> (the cell, the plan of its value).
-        self.cells: dict[Hashable, tuple[Any, Build]] = {}
+        #: Cells of the target that a plan was made for: what is theirs alone -> the cell, the plan of its value, and
+        #: where it was met first.
+        self.cells: dict[Hashable, tuple[Any, Build, LinkedPath]] = {}
         self._objects: dict[int, Any] = {}
         self.decoder = Decoder(document, registry, self._objects.__getitem__)
         self._parts: list[Merger] = []
@@ -315,9 +313,11 @@ class Merger:
                 for item in value[1:]:
                     self._need(item, inside)
 
-    def part(self, document: Document) -> Merger:
+    def part(self, document: Document, path: LinkedPath) -> Merger:
         """Give a merger for a document that takes the place of a part of this one (an upgraded state)."""
-        merger = Merger(document, self.registry, self.options, self.report, self.selection, self.leftovers)
+        merger = Merger(document, self.registry, self.options, self.report, self.selection)
+        if self.transaction.leftovers is not None:
+            self.transaction.leftovers.replaced[self.whole_path(path)] = document
         merger.transaction = self.transaction
         self._parts.append(merger)
         return merger
@@ -358,17 +358,19 @@ class Merger:
 
     def leave(self, *paths: LinkedPath) -> None:
         """Note that nothing is made of what the file has at some paths."""
-        if self.leftovers is not None:
-            self.leftovers.ignored.extend(map(self.whole_path, paths))
+        if self.transaction.leftovers is not None:
+            self.transaction.leftovers.ignored.extend(map(self.whole_path, paths))
 
     def stay(self, *paths: LinkedPath) -> None:
         """Note that the target's own values stay at some paths."""
-        if self.leftovers is not None:
-            self.leftovers.kept.extend(map(self.whole_path, paths))
+        if self.transaction.leftovers is not None:
+            self.transaction.leftovers.kept.extend(map(self.whole_path, paths))
 
     def keep(self, target: Any, path: LinkedPath) -> Build:
         """Plan to keep the target's own value; a placeholder has none, so then the mismatch is an error in any mode."""
         self.stay(path)
+        if self.transaction.leftovers is not None:
+            self.transaction.leftovers.lacking[self.whole_path(path)] = id(target)
         if self.options.mismatch != "error" and _holds_placeholder(target):
             self.report.fatal = True
         return constant(target)
@@ -484,15 +486,16 @@ def merge(
     leftovers = None if options.report is None else Leftovers()
     with walking():
         # In a function, so that the plan is gone before the garbage collector, which would go over it, is back.
-        result = _merge(Merger(document, registry, options, leftovers=leftovers), target, path)
+        result = _merge(Merger(document, registry, options), target, path, leftovers)
     if options.report is not None and leftovers is not None:
         options.report(leftovers.report(document))
     return result
 
 
-def _merge(merger: Merger, target: Any, path: LinkedPath) -> Any:
+def _merge(merger: Merger, target: Any, path: LinkedPath, leftovers: Leftovers | None) -> Any:
     with transaction() as current:
         merger.transaction = current
+        current.leftovers = leftovers or current.leftovers
         try:
             build = merger.plan_all(target, path)
             merger.report.raise_errors()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..document import LIST, Document, Value
-from ..errors import CorruptCheckpointError, HandlerError, LinkedPath, SerializationError
+from ..errors import HandlerError, LinkedPath, SerializationError
 from .classes import (
     Fail,
     attributes_of,
@@ -286,19 +286,19 @@ class FieldsHandler(Handler):
         unknown = [name for name in fields if not self._accepts(name)]
         if unknown:
             text = f"has the field(s) {format_keys(unknown)}, which the class does not have"
-            raise self._misfit(text, CorruptCheckpointError)
+            raise self._misfit(text)
         obj: Any = object.__new__(self.type)
         for name, item in {**self._defaults(fields), **fields}.items():
             object.__setattr__(obj, name, item)
         lacking = [name for name in self._listed(self.type) or () if name not in fields and not hasattr(obj, name)]
         if lacking:
-            raise self._misfit(f"lacks the field(s) {format_keys(lacking)}", HandlerError)
+            raise self._misfit(f"lacks the field(s) {format_keys(lacking)}")
         self._warn_of_static(obj, decoder)
         return obj
 
-    def _misfit(self, text: str, kind: type[Exception]) -> Exception:
+    def _misfit(self, text: str) -> Exception:
         return Trouble(
-            lambda path: kind(
+            lambda path: HandlerError(
                 f"The checkpoint's {self.type.__qualname__} at path {path} {text}. The class has changed: pass a "
                 "target, or register an upgrade."
             )
@@ -350,4 +350,4 @@ class FieldsHandler(Handler):
         except SerializationError as error:
             text = f"The upgrade of {self.type.__qualname__} returned what cannot be loaded: {error}"
             raise fail(_handler_error(text)) from error
-        return document.resolve(document.structure), merger.part(document)
+        return document.resolve(document.structure), merger.part(document, path)

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from ..errors import Path
+from .load_report import Leftovers
 
 #: What has attributes, but no state of the caller's.
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, type)
@@ -27,12 +28,14 @@ def _may_change(item: Any) -> bool:
 class Transaction:
     """Changes to the caller's objects, each with the way back.
 
-    ``path`` is where in the tree a user's handler is at work, so that loads which it starts itself report whole paths.
+    ``path`` is where in the tree a user's handler is at work, so that loads which it starts itself report whole paths;
+    ``leftovers`` is where they note what they take nothing for, if somebody wants to know.
     """
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], object]] = []
         self.path: Path = ()
+        self.leftovers: Leftovers | None = None
 
     def apply(self, change: Callable[[], object], undo: Callable[[], object]) -> None:
         """Make a change, remembering how to take it back."""
@@ -106,12 +109,12 @@ def transaction() -> Iterator[Transaction]:
     current = outer or Transaction()
     token = _current.set(current)
     mark = current.mark
-    path = current.path
+    path, leftovers = current.path, current.leftovers
     try:
         yield current
     except BaseException as error:
         current.roll_back(mark, error)
         raise
     finally:
-        current.path = path
+        current.path, current.leftovers = path, leftovers
         _current.reset(token)
