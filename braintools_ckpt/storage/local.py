@@ -91,7 +91,7 @@ def atomic_write(
     b'all or nothing'
     """
     given = os.fsdecode(path)
-    with _naming(given):
+    with naming(given):
         destination, present = _inspect(given)
     if present is not None and not overwrite:
         raise AlreadyExistsError(given)
@@ -101,24 +101,24 @@ def atomic_write(
     try:
         with _create(temporary, kept, given) as fd:
             yield FileSink(fd, name=given, on_bytes=on_bytes)
-            with _naming(given):
+            with naming(given):
                 if kept is not None:
                     _set_permissions(fd, temporary, kept)
                 if durable:
                     _sync_file(fd)
-        with _naming(given):
+        with naming(given):
             _publish(temporary, destination, given, overwrite=overwrite)
     except BaseException as error:  # Ctrl-C and a closed generator too
         _discard(temporary, error)
         raise
     if durable:
-        with _naming(given):
+        with naming(given):
             _sync_directories([os.path.dirname(destination), *map(os.path.dirname, made)])
 
 
 @contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Let system errors name the path that the caller knows, not the temporary file."""
+def naming(path: str) -> Iterator[None]:
+    """Let system errors name the path that the caller knows, not a temporary file or none at all."""
     try:
         yield
     except OSError as error:
@@ -132,7 +132,7 @@ def _inspect(given: str) -> tuple[str, os.stat_result | None]:
     """Give the real destination, and the status of the file that stands there, if any."""
     if not given:
         raise InvalidCheckpointPath("Cannot write a checkpoint: the path is empty.")
-    destination = os.path.realpath(given)
+    destination = _resolve(given)
     try:
         present = os.stat(destination)
     except (FileNotFoundError, NotADirectoryError):
@@ -144,6 +144,14 @@ def _inspect(given: str) -> tuple[str, os.stat_result | None]:
     if not stat.S_ISREG(present.st_mode):  # to replace /dev/null by a file would break the machine
         raise InvalidCheckpointPath(_not_a_file(given, "it is not a regular file"))
     return destination, present
+
+
+def _resolve(given: str) -> str:
+    """Follow symbolic links, so that what they lead to is replaced and not they."""
+    try:
+        return os.path.realpath(given, strict=True)  # else it would take a link that cannot be read for a file
+    except (FileNotFoundError, NotADirectoryError):
+        return os.path.realpath(given)
 
 
 def _not_a_file(given: str, reason: str) -> str:
@@ -199,7 +207,7 @@ def _create(temporary: str, kept: int | None, given: str) -> Iterator[int]:
     """Open a new file, locked while it is open, for no more readers than the one that it replaces has."""
     permissions = 0o666 if kept is None else kept | stat.S_IWUSR
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    with _naming(given):
+    with naming(given):
         fd = os.open(temporary, flags, permissions)  # never inherited by programs that are started (PEP 446)
     try:
         _lock(fd)
@@ -208,7 +216,7 @@ def _create(temporary: str, kept: int | None, given: str) -> Iterator[int]:
         with suppress(OSError):  # the first error is the one to tell
             os.close(fd)
         raise
-    with _naming(given):
+    with naming(given):
         os.close(fd)  # some network file systems tell only now that the disk is full
 
 
@@ -327,7 +335,8 @@ def clean_temporaries(directory: str | os.PathLike[str], *, older_than: float = 
     directory : str or os.PathLike
         Where to look; directories inside it are left alone.
     older_than : float, default 3600.0
-        The least age, in seconds since the last change.
+        The least age, in seconds since the last change. A file is for a moment neither locked nor published: an age
+        of zero is right only where nobody is writing.
 
     Returns
     -------

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Protocol, Self
 
 from ..errors import CheckpointNotFoundError, CorruptCheckpointError, InvalidCheckpointPath
 from .buffers import Buffer, batches, drop, flat
+from .local import naming
 from .sinks import file_name
 
 # Python 3.11 does not name this flag of Linux, whose value depends on the processor.
@@ -190,11 +191,24 @@ class LocalSource(_BatchSource):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         name = os.fsdecode(path)
-        self._file = _open_regular(name)
+        with naming(name):
+            self._file = _open_regular(name)
+            try:
+                size = os.fstat(self._file.fileno()).st_size
+            except BaseException:
+                self._file.close()
+                raise
         self._lock = threading.Lock()
-        super().__init__(name, os.fstat(self._file.fileno()).st_size)
+        super().__init__(name, size)
 
     def _read_some(self, offset: int, batch: list[memoryview]) -> int:
+        try:
+            return self._read_somehow(offset, batch)
+        except OSError as error:
+            error.filename = self.name
+            raise
+
+    def _read_somehow(self, offset: int, batch: list[memoryview]) -> int:
         # Positional reads need no lock; Windows has neither of them, and macOS only lately preadv.
         preadv: Callable[[int, list[memoryview], int], int] | None = getattr(os, "preadv", None)
         if preadv is not None:
@@ -224,7 +238,8 @@ class LocalSource(_BatchSource):
         if self.size == 0:  # an empty file cannot be mapped
             return memoryview(bytearray())
         try:
-            return memoryview(_map_copy_on_write(self._file.fileno(), self.size))
+            with naming(self.name):
+                return memoryview(_map_copy_on_write(self._file.fileno(), self.size))
         except ValueError:  # longer than the file, which was cut after it was opened
             raise self._ends_early(0, self.size, os.fstat(self._file.fileno()).st_size) from None
 
