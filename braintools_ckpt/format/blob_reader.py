@@ -188,18 +188,23 @@ class BlobReader:
             raise corrupt(self.source, f"the bytes before the data at byte {self.at[blob]} are not padding")
 
     def verify(self) -> None:
-        """Check every byte as it stands in the file, gaps included; nothing is decompressed.
+        """Check every byte as it stands in the file, gaps included, and that what is compressed can be decompressed.
 
         Raises
         ------
         CorruptCheckpointError
             At the first block that is not as it was written.
+        MissingLibraryError
+            If something is compressed and zstandard is not installed.
         """
         before, self.verify_reads = self.verify_reads, True
         buffer = np.empty(min(self.hash_block, max(self._size, default=0)), np.uint8).data
         try:
             for blob, size in enumerate(self._size):
                 self.check_gap(blob)
+                if self._width[blob]:
+                    self._decompress(blob, np.empty(self.raw_size[blob], np.uint8).data)
+                    continue
                 for block, start in enumerate(range(0, size, self.hash_block)):
                     data = buffer[: min(self.hash_block, size - start)]
                     self.source.read_into(self.at[blob] + start, data)
