@@ -150,7 +150,36 @@ def format_key(key: Any) -> str:
     if type(key) is str:
         bare = (key.isidentifier() and key.isascii()) or _BARE_KEY.match(key)  # the first is quick, and most are
         return key if bare and key not in _LITERALS else repr(key)
-    return repr(key)
+    return written(key)
+
+
+def written(value: Any) -> str:
+    """Write a value as ``repr`` does; ints of more digits than Python writes in decimals are written in hexadecimals.
+
+    Examples
+    --------
+    >>> written((1, "a"))
+    "(1, 'a')"
+    >>> len(written([1 << 100_000]))
+    25005
+    """
+    try:
+        return repr(value)
+    except ValueError:
+        return _in_hexadecimals(value)
+
+
+def _in_hexadecimals(value: Any) -> str:
+    if isinstance(value, int):
+        return hex(value)
+    if type(value) in (list, set):
+        left, right = "[]" if type(value) is list else "{}"
+        return f"{left}{', '.join(map(written, value))}{right}"
+    if type(value) is tuple:
+        return f"({', '.join(map(written, value))}{',' * (len(value) == 1)})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{written(key)}: {written(item)}" for key, item in value.items()) + "}"
+    return f"<{type(value).__name__} of more digits than Python writes>"
 
 
 class Steps(tuple[Any, ...]):

@@ -44,6 +44,7 @@ from ..errors import (
     SerializationError,
     format_path,
     unlink,
+    written,
 )
 from ..walking import walking
 from .casting import Misfit, castable, fit_number
@@ -241,7 +242,7 @@ class Merger:
         except OverflowError:
             array = np.asarray(number, dtype=object)
         if array.dtype.kind == "O" or not castable(array.dtype, want.dtype):
-            return self.mismatch("dtype", target, path, "Array dtype mismatch", str(want), repr(number))
+            return self.mismatch("dtype", target, path, "Array dtype mismatch", str(want), written(number))
         return self._requests.add(array, want, target, path, self.ratio)
 
     def plan_number(self, target: Any, value: Value, path: LinkedPath) -> Build:

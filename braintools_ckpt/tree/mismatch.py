@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from ..errors import MismatchError, Path, format_path
+from ..errors import MismatchError, Path, format_path, written
 from ..warn import warn
 
 MismatchMode: TypeAlias = Literal["error", "warn", "ignore"]
@@ -98,4 +98,4 @@ class MismatchReport:
 
 def format_keys(keys: Collection[Any]) -> str:
     """Write keys as a set, in a stable order."""
-    return "{" + ", ".join(sorted(map(repr, keys))) + "}"
+    return "{" + ", ".join(sorted(map(written, keys))) + "}"

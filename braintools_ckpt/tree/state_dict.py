@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..document import ARRAY, FLATTED_TAGS, ITEMS, LEAF, LIST, REF, Document, Value, written_out
-from ..errors import CheckpointError, CorruptCheckpointError, SerializationError, format_path, spread
+from ..errors import CheckpointError, CorruptCheckpointError, SerializationError, format_path, spread, written
 from .decode import BAD_STATE, Decoder, run_decoder
 from .objects import FunctionHandler
 from .quantities import QUANTITY, unit_description
@@ -96,20 +96,20 @@ class _Plain:
         items = self._view.parts(value) or []
         texts: dict[str, list[Any]] = {}
         for key, _ in items:
-            texts.setdefault(str(key), []).append(key)
+            texts.setdefault(_text(key), []).append(key)
         collisions = {text: keys for text, keys in texts.items() if len(keys) > 1}
         if collisions:
-            text = f"Dict keys do not have a unique string representation. Collisions: {collisions}"
+            text = f"Dict keys do not have a unique string representation. Collisions: {written(collisions)}"
             where = f" at path {format_path(self._path)}" if self._path else ""
             raise SerializationError(f"{text}{where}. {_LIMIT}")
-        return {str(key): self._part(key, item) for key, item in items}
+        return {_text(key): self._part(key, item) for key, item in items}
 
     def _nested(self, value: Value) -> dict[str, Any]:
         """Nest a mapping whose keys are several steps each."""
         leaves: dict[tuple[str, ...], tuple[Any, Value]] = {}
         branches: dict[tuple[str, ...], Any] = {}
         for key, item in self._view.parts(value) or ():
-            place = tuple(map(str, spread((key,))))
+            place = tuple(map(_text, spread((key,))))
             ways = [place[:n] for n in range(1, len(place))]
             other = next((leaves[way][0] for way in ways if way in leaves), branches.get(place))
             if place in leaves or other is not None:
@@ -155,3 +155,10 @@ class _Plain:
             "dim": np.asarray(unit["dim"][1:]),
             "factor": unit["factor"],
         }
+
+
+def _text(key: Any) -> str:
+    try:
+        return str(key)
+    except ValueError:  # an int of more digits than Python writes
+        return written(key)
