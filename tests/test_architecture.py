@@ -27,7 +27,7 @@ MODULES = {
 #: The layers, from below: a module knows its own layer and those below it.
 LAYERS = [
     {"errors", "lockfree", "recursion", "warn"},
-    {"dtypes", "threads", "walking"},
+    {"claims", "dtypes", "threads", "walking"},
     {"document"},
     {"tree", "format", "storage"},
     {"api"},

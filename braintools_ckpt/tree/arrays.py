@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..claims import short
 from ..document import ARRAY, LEAF, LIST, ArraySpec, Value
 from ..dtypes import check_size, check_text, describe, parse, storage_dtype
 from ..errors import LinkedPath, SerializationError, format_array
@@ -368,6 +369,8 @@ def _from_seeds(seeds: np.random.SeedSequence) -> dict[str, Any]:
     seed = state["entropy"]
     state["entropy"] = int(seed) if isinstance(seed, (int, np.integer)) else _integers(seed)
     state["spawn_key"] = _integers(state["spawn_key"])
+    for number in (*(state["entropy"] if type(state["entropy"]) is list else (state["entropy"],)), *state["spawn_key"]):
+        short(number)
     return state
 
 
@@ -382,8 +385,8 @@ def _integers(seed: Any) -> list[int]:
 
 def _to_seeds(state: dict[str, Any]) -> np.random.SeedSequence:
     entropy, spawn_key = state["entropy"], state["spawn_key"]
-    for number in (*(entropy if type(entropy) is list else ()), *spawn_key):
-        check(number, int)
+    for number in (*(entropy if type(entropy) is list else (entropy,)), *spawn_key):
+        short(check(number, int))
     return np.random.SeedSequence(
         entropy,
         spawn_key=spawn_key,

@@ -11,17 +11,19 @@ import copy
 import enum
 import functools
 import keyword
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
 import msgpack
 
+from ..claims import hashed
 from ..document import ARRAYS, FLATTED_TAGS, ITEMS, LEAF, LIST, MAPPING_TAGS, NAMED_ARRAYS, NODE, Value, written_out
-from ..errors import LinkedPath
+from ..errors import LinkedPath, written
 from .decode import Decoder, NamedKey, decode_key
 from .describe import describe
-from .encode import Encoder
+from .encode import Encoder, check_hashes
 from .merge import Merger
 from .mismatch import format_keys
 from .registry import Handler, Registry, registry
@@ -47,7 +49,7 @@ def as_items(value: Value) -> dict[Any, Value] | None:
     if type(value) is dict:
         return value
     if type(value) is list and value[0] == ITEMS:
-        return {decode_key(value[i]): value[i + 1] for i in range(1, len(value), 2)}
+        return dict(zip(hashed(map(decode_key, value[1::2])), value[2::2], strict=True))
     if type(value) is list and value[0] == NODE and value[1] in FLATTED_TAGS:
         return _nested(as_items(value[2]) or {})
     return None
@@ -55,6 +57,7 @@ def as_items(value: Value) -> dict[Any, Value] | None:
 
 def _nested(items: dict[Any, Value]) -> dict[Any, Value]:
     """Turn tuples of steps into nested mappings, one step at a time."""
+    hashed(path[0] if type(path) is tuple and path else path for path in items)
     leaves: dict[Any, Value] = {}
     below: dict[Any, list[Value]] = {}
     for path, item in items.items():
@@ -65,7 +68,7 @@ def _nested(items: dict[Any, Value]) -> dict[Any, Value]:
             leaves[first] = item
     clash = leaves.keys() & below.keys()
     if clash:
-        raise ValueError(f"the keys {sorted(map(repr, clash))} are leaves, and lead to other leaves as well")
+        raise ValueError(f"the keys {sorted(map(written, clash))} are leaves, and lead to other leaves as well")
     return leaves | {first: [NODE, "brainstate.FlattedDict", rest] for first, rest in below.items()}
 
 
@@ -388,6 +391,7 @@ class NamedTupleHandler(Handler):
         name = attributes["class"]
         names = (name, *fields)
         usable = all(n.isidentifier() and not keyword.iskeyword(n) for n in names)
+        usable = usable and all(map(partial(unicodedata.is_normalized, "NFKC"), names))  # what is compiled is
         if len(names) > 256 or not usable or any(field.startswith("_") for field in fields):
             return decoder.plain(state, lost_namedtuple(name))
         return _namedtuple_type(name, tuple(fields))(**fields)
@@ -457,6 +461,7 @@ class SetHandler(Handler):
 
     def encode(self, obj: Any, encoder: Encoder) -> Value:
         """Write the elements, sorted by their bytes."""
+        check_hashes(obj)
         elements = encoder.sequence(obj)
         attributes = {} if type(obj) is self.type else {"class": class_name(type(obj))}
         return encoder.leaf(self.tag, [LIST, *sorted(elements[1:], key=msgpack.packb)], **attributes)
@@ -464,8 +469,8 @@ class SetHandler(Handler):
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Make a set."""
         if "class" in attributes:
-            return self.type(decoder.plain(state, base_reason(attributes["class"], self.type)))
-        return self.type(decoder.sequence(state))
+            return self.type(hashed(decoder.plain(state, base_reason(attributes["class"], self.type))))
+        return self.type(hashed(decoder.sequence(state)))
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Take the file's elements."""
@@ -477,7 +482,7 @@ class SetHandler(Handler):
 
 
 def _call(make: Callable[[Any], Any], build: Build) -> Any:
-    return make(build())
+    return make(hashed(build()))
 
 
 def set_up(registry: Registry) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..claims import hashed
 from ..document import ARRAY, ARRAYS, ITEMS, LEAF, LIST, NAMED_ARRAYS, REF, ArraySpec, Document, Value
 from ..errors import CheckpointError, CorruptCheckpointError, Path, format_path
 from ..walking import walking
@@ -111,11 +112,11 @@ class Decoder:
         if type(value) is not list or value[0] != ITEMS:
             raise TypeError(f"expected a map, got {type(value).__name__}")
         out: dict[Any, Any] = {}
+        keys = hashed(map(self._key, value[1::2]))
         key = None
         try:
-            for index in range(1, len(value), 2):
-                key = self._key(value[index])
-                out[key] = self.decode(value[index + 1])
+            for key, item in zip(keys, value[2::2], strict=True):
+                out[key] = self.decode(item)
         except Trouble as trouble:
             raise trouble.at(key)  # noqa: B904
         if len(out) != len(value) // 2:

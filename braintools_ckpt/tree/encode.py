@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import reprlib
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 import numpy as np
 
+from ..claims import hashed
 from ..document import (
     ARRAY,
     ARRAYS,
@@ -60,6 +61,17 @@ class Trouble(Exception):  # noqa: N818  (never leaves the package: it becomes o
     def resolve(self, prefix: Path = ()) -> Exception:
         """Make the public error, now that the whole path is known."""
         return self.make(format_path((*prefix, *reversed(self.keys))))
+
+
+def check_hashes(keys: Iterable[Any]) -> None:
+    """Refuse a dict or a set that no reader would accept."""
+    try:
+        hashed(keys)
+    except ValueError as error:
+        reason = str(error)
+        raise Trouble(
+            lambda path: SerializationError(f"Cannot save the keys or elements at path {path}: {reason}.")
+        ) from error
 
 
 class Encoder:
@@ -284,6 +296,7 @@ class Encoder:
         return out
 
     def _items(self, items: Mapping[Any, Any]) -> Value:
+        check_hashes(items)
         out: list[Value] = [ITEMS]
         key = None
         self._descend()

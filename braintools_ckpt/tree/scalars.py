@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..claims import short
 from ..document import LEAF, Value
 from ..dtypes import describe, parse
 from ..errors import CheckpointError, LinkedPath, SerializationError, format_array
@@ -395,8 +396,8 @@ VALUES = [
         fractions.Fraction,
         "fraction",
         [int, int],
-        lambda f: [int(f.numerator), int(f.denominator)],
-        lambda s: fractions.Fraction(*s),
+        lambda f: [short(int(f.numerator)), short(int(f.denominator))],
+        lambda s: fractions.Fraction(*map(short, s)),
     ),
     ValueHandler(
         random.Random,
