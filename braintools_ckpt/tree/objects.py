@@ -147,6 +147,8 @@ def versioned(node: Value, version: int) -> Value:
 def upgraded(handler: Any, state: dict[str, Any], attributes: dict[str, Value], fail: Fail) -> dict[str, Any]:
     """Bring a state of an older version to the present one, step by step."""
     version = attributes.get("version", 1)
+    if type(version) is not int:
+        raise TypeError(f"the version is of type {type(version).__name__}")
     name = handler.type.__qualname__
 
     def failure(text: str) -> Exception:
