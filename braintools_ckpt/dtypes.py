@@ -457,10 +457,19 @@ def check_size(dtype: DType, shape: Sequence[int]) -> None:
     stored = size * storage_dtype(dtype).itemsize
     if size > MAX_EMPTY and not stored:
         raise ValueError(f"{size} elements of no bytes: at most {MAX_EMPTY} are read")
-    if size * dtype.itemsize > max(MAX_UNSTORED, MAX_GROWTH * stored):
-        raise ValueError(
-            f"{size * dtype.itemsize} bytes in memory for {stored} bytes of data: more than {MAX_GROWTH} times as many"
-        )
+    check_growth(size * dtype.itemsize, stored)
+
+
+def check_growth(nbytes: int, stored: int) -> None:
+    """Refuse what takes far more bytes in memory than in a file: one array, or all arrays of a file together.
+
+    Raises
+    ------
+    ValueError
+        If these are more than 64 MiB, and more than 256 times as many.
+    """
+    if nbytes > max(MAX_UNSTORED, MAX_GROWTH * stored):
+        raise ValueError(f"{nbytes} bytes in memory for {stored} bytes of data: more than {MAX_GROWTH} times as many")
 
 
 def check_text(array: np.ndarray[Any, Any]) -> None:
@@ -492,6 +501,10 @@ def check_text(array: np.ndarray[Any, Any]) -> None:
         check_text(array[name])
 
 
+#: Of the types of ml_dtypes.
+_NOT_IN_JAX = frozenset({"complex32", "bcomplex32", "float6_e2m3fn", "float6_e3m2fn"})
+
+
 def fits_jax(dtype: DType) -> bool:
     """Tell whether jax has arrays of a dtype.
 
@@ -514,7 +527,9 @@ def fits_jax(dtype: DType) -> bool:
     if not dtype.isnative or dtype.names is not None:
         return False
     widest = {"b": 1, "i": 8, "u": 8, "f": 8, "c": 16}.get(dtype.kind)
-    return dtype.type.__module__ == "ml_dtypes" if widest is None else dtype.itemsize <= widest
+    if widest is None:
+        return dtype.type.__module__ == "ml_dtypes" and dtype.name not in _NOT_IN_JAX
+    return dtype.itemsize <= widest
 
 
 @lru_cache(maxsize=64)

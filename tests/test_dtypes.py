@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import msgpack
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import braintools_ckpt as bt
 from braintools_ckpt import dtypes
 from braintools_ckpt.dtypes import ML_DTYPES, describe, parse, storage_dtype
 from braintools_ckpt.errors import CorruptCheckpointError
@@ -475,8 +477,20 @@ def test_text_that_is_some(array):
 
 
 def test_what_fits_jax():
-    fitting = {*NATIVE, *INSTALLED_ML}
+    fitting = {*NATIVE, *INSTALLED_ML} - {"complex32", "bcomplex32", "float6_e2m3fn", "float6_e3m2fn"}
     assert all(dtypes.fits_jax(np.dtype(getattr(ml_dtypes, name, name))) for name in fitting)
     others = [np.dtype(name) for name in (*LONG, *TIMES, *FLEXIBLE)] + list(STRUCTURED.values())
     others += [np.dtype(">f4"), np.dtype(ml_dtypes.bfloat16).newbyteorder(">"), np.dtype(object)]
     assert [dtype for dtype in others if dtypes.fits_jax(dtype)] == []
+
+
+def test_jax_takes_what_fits():
+    for name in {*NATIVE, *INSTALLED_ML}:
+        array = np.zeros(2, getattr(ml_dtypes, name, name))
+        if not dtypes.fits_jax(array.dtype):
+            with pytest.raises((TypeError, jax.errors.JaxRuntimeError)):
+                jax.device_put(array)
+            continue
+        assert jax.device_put(array).shape == (2,)
+        loaded = bt.msgpack_loads(bt.msgpack_dumps(array), arrays="numpy")
+        assert loaded.dtype == array.dtype

@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from ..document import ArraySpec, Document
-from ..dtypes import MAX_NDIM, check_size, check_text, fits_jax, parse, storage_dtype
+from ..dtypes import MAX_NDIM, check_growth, check_size, check_text, fits_jax, parse, storage_dtype
 from ..errors import CorruptCheckpointError, UnsupportedVersionError
 from ..storage.sources import Source
 from ..threads import do_all
@@ -211,6 +211,8 @@ class StoredArrays:
         self._distinct = [_spec(*row) for row in table["specs"]]
         self._spec_of = column(table["spec"], "<u4")
         self.specs: Sequence[ArraySpec] = list(map(self._distinct.__getitem__, self._spec_of.tolist()))
+        counts = np.bincount(self._spec_of, minlength=len(self._distinct)).tolist()
+        self._in_memory: int = sum(spec.nbytes * count for spec, count in zip(self._distinct, counts, strict=True))
         stored = np.array([s.size * storage_dtype(s.dtype).itemsize for s in self._distinct], np.uint64)
         self._sizes = stored[self._spec_of]
         self._offsets = column(table["offset"], "<u8")
@@ -228,6 +230,7 @@ class StoredArrays:
         starts, ends = self._offsets[in_order], (self._offsets + self._sizes)[in_order]
         if np.any(starts[1:] < ends[:-1]):
             raise ValueError("arrays share bytes")
+        check_growth(self._in_memory, int(self._sizes.sum()))
         # Raw bytes that belong to no array are there, in the file. Compressed ones could be any number.
         unused = total - int(self._sizes.sum())
         if self._blobs.any_compressed and unused > layout.ALIGNMENT * len(self.specs):
@@ -235,8 +238,8 @@ class StoredArrays:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all data, decompressed."""
-        return self._blobs.starts[-1]
+        """Bytes of all data, decompressed, or of all arrays in memory: whichever is more."""
+        return max(self._blobs.starts[-1], self._in_memory)
 
     # Reading.
 

@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 
 from ..document import ArraySpec, Document, LiveArrays, Value
-from ..dtypes import check_size, check_text, describe, storage_dtype
+from ..dtypes import check_growth, check_size, check_text, describe, storage_dtype
 from ..errors import SerializationError, format_array
 from ..storage.sinks import Sink
 from . import codec, layout
@@ -72,6 +72,9 @@ class Writer:
         for index in np.flatnonzero(np.array([how.text for how in self._layouts], np.bool_)[self._numbers]):
             _check_text(arrays.host(int(index)))
         self._offsets = np.zeros(len(arrays.specs), np.uint64)
+        counts = np.bincount(self._numbers, minlength=len(distinct)).tolist()
+        in_memory = sum(spec.nbytes * count for spec, count in zip(distinct.values(), counts, strict=True))
+        _check_growth(in_memory, self.nbytes)
 
     @property
     def nbytes(self) -> int:
@@ -245,6 +248,16 @@ def _check_size(spec: ArraySpec) -> None:
         raise SerializationError(
             f"Cannot save an array {format_array(spec.dtype, spec.shape)}: it would take {error}, and no reader would "
             "accept the file. Remove the padding first: numpy.lib.recfunctions.repack_fields(array)."
+        ) from error
+
+
+def _check_growth(nbytes: int, stored: int) -> None:
+    try:
+        check_growth(nbytes, stored)
+    except ValueError as error:
+        raise SerializationError(
+            f"Cannot save the arrays of this tree: they would take {error}, and no reader would accept the file. "
+            "Remove the padding first: numpy.lib.recfunctions.repack_fields(array)."
         ) from error
 
 
