@@ -205,7 +205,7 @@ def msgpack_load(
         What to do when file and target differ. ``'error'`` reports all differences in one exception and loads nothing;
         with the others the target's own value stays where something does not fit.
     max_size : int, optional
-        The largest file to accept, in bytes; its data, when it is decompressed, may not be larger either.
+        The largest file to accept, in bytes; its arrays, when they are decompressed, may not be larger either.
     verbose : bool, default False
         Print where the checkpoint comes from.
     partial : bool, default False
@@ -248,7 +248,7 @@ def msgpack_load(
     MismatchError
         If file and target differ and ``mismatch`` is ``'error'``; no object was changed.
     CheckpointTooLargeError
-        If the file, or its data when it is decompressed, is larger than ``max_size``.
+        If the file, or its arrays when they are decompressed, are larger than ``max_size``.
     MissingLibraryError
         If the file is compressed and zstandard is not installed.
 
@@ -273,11 +273,9 @@ def msgpack_load(
     _local_name(filename, "read", "rb")
     if verbose:
         print(f"Loading checkpoint from {filename}")
-    with settled_source(filename) as source:
-        _check_size(source, max_size)
-        with _progress(progress, "loading", source.size) as on_bytes, walking():
-            how = {"verify": verify, "mmap": mmap, "parallel": parallel}
-            return _load(_counting(source, on_bytes), target, options, rename, raw, max_size=max_size, **how)
+    with settled_source(filename) as source, _progress(progress, "loading", source.size) as on_bytes, walking():
+        how = {"verify": verify, "mmap": mmap, "parallel": parallel}
+        return _load(_counting(source, on_bytes), target, options, rename, raw, max_size=max_size, **how)
 
 
 def msgpack_dumps(
@@ -375,11 +373,9 @@ def msgpack_loads(
     options = make_options(target, mismatch, partial, units, arrays, raw, only, report)
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise TypeError(f"data must be bytes-like, got {type(data).__name__}. To load a file, use msgpack_load.")
-    with BufferSource(data) as source:
-        _check_size(source, max_size)
-        with walking():
-            how = {"verify": verify, "parallel": parallel}
-            return _load(source, target, options, rename, raw, max_size=max_size, **how)
+    with BufferSource(data) as source, walking():
+        how = {"verify": verify, "parallel": parallel}
+        return _load(source, target, options, rename, raw, max_size=max_size, **how)
 
 
 def msgpack_to_state_dict(target: Any) -> Any:
@@ -462,9 +458,7 @@ def _load(
     **how: bool,
 ) -> Any:
     # A function of its own, so that the document is gone when the caller lets the garbage collector in again.
-    document = open_document(source, **how)
-    if isinstance(document.arrays, reader.StoredArrays):
-        _check_nbytes(document.arrays.nbytes, max_size, f"{source.name} holds", " of data")
+    document = open_document(source, max_size=max_size, **how)
     return load_document(document, target, options, rename=rename, raw=raw)
 
 
@@ -475,11 +469,15 @@ def settled_source(file: File) -> Source:
     return open_source(file)
 
 
-def open_document(source: Source, *, verify: bool = True, mmap: bool = False, parallel: bool = True) -> Document:
-    """Make a document of a file of any known format."""
+def open_document(
+    source: Source, *, max_size: int | None = None, verify: bool = True, mmap: bool = False, parallel: bool = True
+) -> Document:
+    """Make a document of a file of any known format, if it is not too large."""
+    _check_size(source, max_size)
     if reader.is_checkpoint(source):
         document = reader.read(source, verify=verify, mmap=mmap, parallel=parallel)
         if isinstance(document.arrays, reader.StoredArrays):
+            _check_nbytes(document.arrays.nbytes, max_size, f"{source.name} holds", " of data")
             outline = replace(document, arrays=LiveArrays())  # with the table itself it would be a reference cycle
             document.arrays.name_by(lambda index: format_path(unlink(locate(outline, index))))
         return document

@@ -13,7 +13,7 @@ import numpy as np
 
 from .api import load_document, make_options, open_document, read_metadata, settled_source
 from .document import ARRAY, ARRAYS, LEAF, LIST, NODE, Document, Value
-from .errors import LinkedPath, format_array, format_key, format_path
+from .errors import LinkedPath, format_array, format_key, format_path, written
 from .format.reader import StoredArrays
 from .tree.load_report import LoadReport
 from .tree.merge import ArraysMode, Merger, Options, UnitsMode
@@ -233,7 +233,7 @@ class Checkpoint(Mapping[str, Any]):
         return load_document(self._document, target, options, rename=rename, raw=raw)
 
     def verify(self) -> None:
-        """Check every byte of the file against its checksums.
+        """Check every byte of the file against its checksums, and that what is compressed can be decompressed.
 
         Files of ``braintools.file`` and ``flax.serialization`` have none: then there is a warning.
 
@@ -241,6 +241,8 @@ class Checkpoint(Mapping[str, Any]):
         ------
         CorruptCheckpointError
             If a byte is not as it was written.
+        MissingLibraryError
+            If the file is compressed and zstandard is not installed.
         ValueError
             If the checkpoint is closed.
         """
@@ -275,23 +277,27 @@ class Checkpoint(Mapping[str, Any]):
         rows = self._rows()
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
         lines = [f"Checkpoint({self.name!r}, {_size(self.size)}, {len(self)} leaves)"]
-        lines += [f"  {key} = {item!r}" for key, item in self.metadata.items()]
+        lines += [f"  {key} = {written(item)}" for key, item in self.metadata.items()]
         lines += [f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows]
-        return "\n".join(lines)
+        return "\n".join(map(_printable, lines))
 
     def _repr_html_(self) -> str:
         def row(tag: str, cells: tuple[str, ...]) -> str:
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
         title = html.escape(f"{os.path.basename(self.name)}: {_size(self.size)}, {len(self)} leaves")
-        metadata = "".join(row("td", (key, repr(item))) for key, item in self.metadata.items())
+        metadata = "".join(row("td", (key, written(item))) for key, item in self.metadata.items())
         body = row("th", ("path", "value", "size")) + "".join(row("td", cells) for cells in self._rows())
         head = f"<table>{row('th', ('metadata', ''))}{metadata}</table>" if metadata else ""
         return f"<div><b>{title}</b>{head}<table>{body}</table></div>"
 
 
 def open_checkpoint(
-    filename: str | os.PathLike[str] | BinaryIO, *, verify: bool = True, mmap: bool = False
+    filename: str | os.PathLike[str] | BinaryIO,
+    *,
+    verify: bool = True,
+    mmap: bool = False,
+    max_size: int | None = None,
 ) -> Checkpoint:
     """Open a checkpoint to see what it holds, and to read single leaves.
 
@@ -303,6 +309,8 @@ def open_checkpoint(
         Check all data that is read against its checksums.
     mmap : bool, default False
         Give arrays that are views of the mapped file.
+    max_size : int, optional
+        The largest file to accept, in bytes; its arrays, when they are decompressed, may not be larger either.
 
     Returns
     -------
@@ -315,6 +323,8 @@ def open_checkpoint(
         If there is no such file.
     CorruptCheckpointError
         If it is no checkpoint.
+    CheckpointTooLargeError
+        If the file, or its arrays when they are decompressed, are larger than ``max_size``.
 
     Examples
     --------
@@ -331,11 +341,18 @@ def open_checkpoint(
     """
     source = settled_source(filename)
     try:
-        document = open_document(source, verify=verify, mmap=mmap)
+        document = open_document(source, max_size=max_size, verify=verify, mmap=mmap)
     except BaseException:
         source.close()
         raise
     return Checkpoint(document, source.name, source.size, source.close)
+
+
+def _printable(text: str) -> str:
+    """Escape what a terminal could take for a command: names, tags and units are the file's own."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 class _PathTexts:
