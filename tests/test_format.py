@@ -19,7 +19,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 import tracemalloc
 import warnings
 import weakref
@@ -33,6 +32,7 @@ import numpy as np
 import pytest
 import xxhash
 import zstandard
+from hostile.forge import ARRAY, ARRAYS, ITEMS, LEAF, LIST, MAGIC, NAMED_ARRAYS, NODE, REF, forge, nested
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -43,9 +43,6 @@ from braintools_ckpt.document import Document, LiveArrays
 from braintools_ckpt.format import layout
 
 ROOT = Path(__file__).parent.parent
-MAGIC = b"\x89BTCKPT\r\n\x1a\n\x00"
-HEADER = b"\xc4\x10" + MAGIC + b"\x01\x00\x00\x00"
-LIST, ARRAY, ITEMS, NODE, LEAF, REF, ARRAYS, NAMED_ARRAYS = range(8)
 
 
 @contextlib.contextmanager
@@ -973,253 +970,21 @@ def test_a_part_reads_only_the_blocks_it_needs():
 # --- malformed indices with right checksums -------------------------------------------------------------------
 
 
-def column(numbers, dtype="<u8"):
-    return np.array(list(numbers), dtype=dtype).tobytes()
-
-
-def forge(structure=None, arrays=(), blobs=None, *, table=None, raw=None, **index):
-    """Make a file with any index: its checksums are right, whatever it says.
-
-    ``arrays`` are (kind, dtype, shape, bytes); ``table`` and ``index`` replace parts of the table and of the index,
-    and ``raw`` the whole index.
-    """
-    data = b"".join(array[3] for array in arrays)
-    blobs = ([data] if data else []) if blobs is None else blobs
-    out, at = bytearray(HEADER), []
-    for blob in blobs:
-        out += b"\xc0" * (-(len(out) + 5) % 64) + b"\xc6" + struct.pack(">I", len(blob))
-        at.append(len(out))
-        out += blob
-    offsets = np.cumsum([0, *(len(array[3]) for array in arrays)])[:-1]
-    made = {
-        "specs": [list(array[:3]) for array in arrays],
-        "spec": column(range(len(arrays)), "<u4"),
-        "offset": column(offsets),
-        "blob_at": column(at),
-        "blob_size": column(map(len, blobs)),
-        "hashes": column(xxhash.xxh3_64_intdigest(blob) for blob in blobs),
-        "hash_block": 1 << 24,
-    }
-    whole = {
-        "format": 1,
-        "library": "forged",
-        "metadata": {},
-        "arrays": {**made, **(table or {})},
-        "shared": [],
-        "structure": structure,
-        **index,
-    }
-    packed = msgpack.packb(whole) if raw is None else raw
-    trailer = struct.pack("<QQQ", len(out), len(packed), xxhash.xxh3_64_intdigest(packed))
-    return bytes(out + packed + b"\xc4\x24" + trailer + MAGIC)
-
-
 def test_a_forged_file_that_is_right_is_read():
     data = forge({"a": [ARRAY, 0], "b": [LIST, 1]}, [("numpy", "uint8", [3], b"abc")], library="any", unknown="ignored")
     assert_same({"a": np.frombuffer(b"abc", "u1"), "b": [1]}, bt.msgpack_loads(data))
     assert TinyReader(data).tree()["b"] == [1]
 
 
-def nested(depth, leaf=1, wrap=lambda x: [LIST, x]):
-    for _ in range(depth):
-        leaf = wrap(leaf)
-    return leaf
-
-
-def deep(depth):
-    return nested(depth, 1, lambda x: [x])
-
-
-BYTE = ("numpy", "uint8", [1], b"a")
-TWO = [("numpy", "uint8", [2], b"ab"), ("numpy", "uint8", [2], b"cd")]
-PADDED = {"fields": [["a", "uint8", 0]], "itemsize": 2**31 - 1, "aligned": False}
-NO_FIELDS = {"fields": [], "itemsize": 2**31 - 1, "aligned": False}
-
-
-def of_spec(kind, dtype, shape, data=b"a"):
-    return lambda: forge([ARRAY, 0], [(kind, dtype, shape, data)])
-
-
-def of_table(**table):
-    return lambda: forge([ARRAY, 0], [BYTE], table=table)
-
-
-def of_structure(structure, **index):
-    return lambda: forge(structure, [BYTE], **index)
-
-
-INDICES = {
-    "not a map": lambda: forge(raw=msgpack.packb([1])),
-    "not messagepack": lambda: forge(raw=b"\xc1"),
-    "empty": lambda: forge(raw=b""),
-    "two objects": lambda: forge(raw=msgpack.packb({}) * 2),
-    "no keys": lambda: forge(raw=msgpack.packb({})),
-    "no structure": lambda: forge(raw=msgpack.packb({"arrays": {}, "shared": [], "metadata": {}})),
-    "an ext": lambda: forge(msgpack.ExtType(1, b"x")),
-    "a timestamp": lambda: forge(msgpack.Timestamp(1)),
-    "int keys": lambda: forge({1: 2}),
-    "a key twice": lambda: forge(raw=b"\x82\xa1a\x01\xa1a\x02"),
-    "a giant length": lambda: forge(raw=b"\xdd\xff\xff\xff\xff"),
-    "a giant map": lambda: forge(raw=b"\xdf\xff\xff\xff\xff"),
-    "a giant bin": lambda: forge(raw=b"\xc6\xff\xff\xff\xff"),
-    "not utf-8": lambda: forge(raw=b"\x81\xa1\xff\x01"),
-    "too deep": lambda: forge(raw=b"\x91" * 5000 + b"\xc0"),
-    "arrays is no map": lambda: forge(raw=msgpack.packb({"arrays": 1, "structure": 1, "shared": []})),
-    "shared is no list": lambda: forge(1, shared={}),
-    "metadata is no map": lambda: forge(1, metadata=[0]),
-    "metadata with an array": lambda: forge(1, [BYTE], metadata={"a": [ARRAY, 0]}),
-    "metadata with bytes as key": lambda: forge(1, metadata={b"a": 1}),
-    "attributes with bytes as key": lambda: forge([NODE, "new", 1, {b"a": 1}]),
-    "another format than the header's": lambda: forge(1, format=2),
-    "format is a bool": lambda: forge(1, format=True),
-    "no format": lambda: forge(raw=msgpack.packb({"library": "", "arrays": {}, "shared": [], "structure": 1})),
-    "library is no text": lambda: forge(1, library=1),
-    "header of version 0": lambda: forge(1).replace(HEADER, HEADER[:14] + bytes(4)),
-    "metadata with a ref": lambda: forge(1, shared=[1], metadata={"a": [REF, 0]}),
-}
-TABLES = {
-    "spec outside": of_table(spec=column([5], "<u4")),
-    "spec is no bytes": of_table(spec=[0]),
-    "spec of odd length": of_table(spec=b"\x00\x00"),
-    "spec of other length": of_table(spec=column([0, 0], "<u4")),
-    "specs is no list": of_table(specs=7),
-    "specs is an empty map": lambda: forge(1, table={"specs": {}}),
-    "specs of wrong length": of_table(specs=[["numpy", "uint8"]]),
-    "offset outside": of_table(offset=column([1])),
-    "offset far outside": of_table(offset=column([2**64 - 1])),
-    "no offset": of_table(offset=b""),
-    "blob outside": of_table(blob_at=column([2**63])),
-    "blob not aligned": of_table(blob_at=column([65])),
-    "blob in the header": of_table(blob_at=column([0])),
-    "blob too long": of_table(blob_size=column([2**32])),
-    "blob that wraps around": of_table(blob_size=column([2**64 - 1])),
-    "empty blob": of_table(blob_size=column([0])),
-    "blob missing": of_table(blob_at=b"", blob_size=b"", hashes=b""),
-    "one size too many": of_table(blob_size=column([1, 1])),
-    "hash missing": of_table(hashes=b""),
-    "hash too many": of_table(hashes=column([1, 2])),
-    "hash wrong": of_table(hashes=column([1])),
-    "block of 0": of_table(hash_block=0),
-    "block below 0": of_table(hash_block=-1),
-    "block is text": of_table(hash_block="1"),
-    "column missing": lambda: forge(1, raw=msgpack.packb({"arrays": {}, "shared": [], "metadata": {}, "structure": 1})),
-    "arrays share all bytes": lambda: forge(
-        [LIST, [ARRAY, 0], [ARRAY, 1]], TWO, [b"ab"], table={"offset": column([0, 0])}
-    ),
-    "arrays share some bytes": lambda: forge([LIST, [ARRAY, 0], [ARRAY, 1]], TWO, table={"offset": column([0, 1])}),
-    "arrays share bytes in their order": lambda: forge(
-        [LIST, [ARRAY, 0], [ARRAY, 1]],
-        [("numpy", "uint8", [6], b""), ("numpy", "uint8", [2], b"")],
-        [b"a" * 8, b"b" * 8],
-        table={"offset": column([4, 5])},
-    ),
-    "a byte between blob and index": lambda: forge(1, [BYTE], raw=b"\xc0" + msgpack.packb({})),
-}
-SPECS = {
-    "unknown dtype": of_spec("numpy", "float7", [1]),
-    "dtype of a module": of_spec("numpy", "os.system", [1]),
-    "object dtype": of_spec("numpy", "O", [1], b"a" * 8),
-    "numpy's own text": of_spec("numpy", "<f4", [1], b"aaaa"),
-    "numpy's list of types": of_spec("numpy", "i4,f8", [1], b"a" * 12),
-    "another spelling": of_spec("numpy", ">uint8", [1]),
-    "dtype is an int": of_spec("numpy", 5, [1]),
-    "dtype nested deep": of_spec("numpy", deep(500), [1]),
-    "unknown kind": of_spec("torch", "uint8", [1]),
-    "kind opaque": of_spec("opaque", "uint8", [1]),
-    "kind is no text": of_spec(["numpy"], "uint8", [1]),
-    "kind nested deep": of_spec(deep(1000), "uint8", [1]),
-    "negative shape": of_spec("numpy", "uint8", [-1]),
-    "two negative lengths": of_spec("numpy", "uint8", [-1, -1]),
-    "float shape": of_spec("numpy", "uint8", [1.0]),
-    "bool shape": of_spec("numpy", "uint8", [True]),
-    "shape is a map": of_spec("numpy", "uint8", {"a": 1}),
-    "shape nested deep": of_spec("numpy", "uint8", deep(1000)),
-    "65 dimensions": of_spec("numpy", "uint8", [1] * 65),
-    "huge shape": of_spec("numpy", "uint8", [2**40]),
-    "overflowing shape": of_spec("numpy", "uint8", [2**32, 2**32]),
-    "shape that overflows to 1": of_spec("numpy", "uint8", [2**63, 2, 2**63 + 1]),
-    "empty with a huge length": of_spec("numpy", "uint8", [0, 2**63], b""),
-    "many elements of no bytes": of_spec("numpy", "U0", [2**40], b""),
-    "many more of no bytes": of_spec("numpy", "V0", [2**63 - 1], b""),
-    "padding that expands": of_spec("numpy", PADDED, [64], b"a" * 64),
-    "padding alone": of_spec("numpy", NO_FIELDS, [2**20], b""),
-    "jax text": of_spec("jax", "U1", [1], b"a\0\0\0"),
-    "jax time": of_spec("jax", "datetime64[s]", [1], b"a" * 8),
-    "jax big-endian": of_spec("jax", ">float32", [1], b"aaaa"),
-    "jax records": of_spec("jax", {"fields": [["a", "uint8", 0]], "itemsize": 1, "aligned": False}, [1]),
-    "jax weak bool": of_spec("jax", "V1", [1]),
-    "text that is none": of_spec("numpy", "U1", [1], b"\xff\xff\xff\xff"),
-}
-STRUCTURES = {
-    "array outside": of_structure([ARRAY, 1]),
-    "array below": of_structure([ARRAY, -1]),
-    "array without number": of_structure([ARRAY]),
-    "array with two": of_structure([ARRAY, 0, 0]),
-    "array by text": of_structure([ARRAY, "0"]),
-    "array by bool": of_structure([ARRAY, True]),
-    "ref to nothing": of_structure([REF, 0]),
-    "ref below": of_structure([REF, -1], shared=[1]),
-    "ref to itself": of_structure([REF, 0], shared=[[REF, 0]]),
-    "refs in a circle": of_structure([REF, 0], shared=[[LIST, [REF, 1]], [LIST, [REF, 0]]]),
-    "ref that is shared": of_structure([REF, 1], shared=[1, [REF, 0]]),
-    "refs in a chain": of_structure([REF, 19_999], shared=[1, *([REF, i] for i in range(20_000))]),
-    "refs to lists in a chain": of_structure(
-        [REF, 19_999], shared=[[LIST], *([LIST, [REF, i]] for i in range(20_000))]
-    ),
-    "ref forwards": of_structure([REF, 0], shared=[[REF, 1], 1]),
-    "unknown kind": of_structure([6, 1]),
-    "negative kind": of_structure([-1, 1]),
-    "kind is text": of_structure(["LIST", 1]),
-    "kind is a bool": of_structure([True, 0]),
-    "kind is a float": of_structure([0.0]),
-    "kind is nil": of_structure([None]),
-    "empty array": of_structure([]),
-    "items of odd length": of_structure([ITEMS, 1]),
-    "items with a key twice": of_structure([ITEMS, 1, "a", 1, "b"]),
-    "items with equal keys": of_structure([ITEMS, 1, "a", 1.0, "b"]),
-    "items with a list as key": of_structure([ITEMS, [LIST], 1]),
-    "items with a map as key": of_structure([ITEMS, {}, 1]),
-    "items with an array as key": of_structure([ITEMS, [ARRAY, 0], 1]),
-    "items with a broken enum as key": of_structure([ITEMS, [LEAF, "enum", None], 1]),
-    "node without state": of_structure([NODE, "tuple"]),
-    "node with too much": of_structure([NODE, "tuple", [LIST], {}, 1]),
-    "tag is no text": of_structure([NODE, 1, [LIST]]),
-    "attributes are no map": of_structure([NODE, "tuple", [LIST], 1]),
-    "bad inside of attributes": of_structure([NODE, "tuple", [LIST], {"a": [9]}]),
-    "bad inside of an unknown tag": of_structure([LEAF, "new", [ARRAY, 7]]),
-    "bytes keys": of_structure({b"a": 1}),
-}
-
-
-def cases(*tables):
-    return [pytest.param(make, id=name) for table in tables for name, make in table.items()]
-
-
 @contextlib.contextmanager
-def within(megabytes=64, seconds=5.0):
-    """Hold a block to a limit of memory and time."""
+def within(megabytes=64):
+    """Hold a block to a limit of memory."""
     tracemalloc.start()
-    began = time.monotonic()
     try:
         yield
-        assert time.monotonic() - began < seconds
         assert tracemalloc.get_traced_memory()[1] < megabytes << 20
     finally:
         tracemalloc.stop()
-
-
-@pytest.mark.parametrize("make", cases(INDICES, TABLES, SPECS, STRUCTURES))
-def test_a_malformed_index_is_refused(make):
-    data = make()
-    with within(), pytest.raises(bt.CorruptCheckpointError):
-        bt.msgpack_loads(data)
-
-
-@pytest.mark.parametrize("make", cases(INDICES, TABLES, SPECS, STRUCTURES))
-def test_looking_into_a_malformed_file_fails_in_no_other_way(make):
-    data = make()
-    with within(), contextlib.suppress(bt.CorruptCheckpointError), bt.open_checkpoint(io.BytesIO(data)) as checkpoint:
-        look_at_everything(checkpoint)
 
 
 def look_at_everything(checkpoint):
@@ -1320,187 +1085,6 @@ def test_a_tag_imports_nothing():
     assert not {{"antigravity", "this", "turtle"}} & set(sys.modules)
     """
     run_alone(code)
-
-
-def leaf(tag, state, **attributes):
-    return [LEAF, tag, state, attributes] if attributes else [LEAF, tag, state]
-
-
-def node(tag, state, **attributes):
-    return [NODE, tag, state, attributes] if attributes else [NODE, tag, state]
-
-
-UNIT = {"symbol": "V", "name": "volt", "dim": [LIST, 2, 1, -3, -1, 0, 0, 0], "scale": 0, "factor": 1.0, "full": True}
-
-#: Numpy takes any place in these and reads there, which may be outside of its memory.
-MT_KEY = [LIST, *range(624)]
-PHILOX = {
-    "bit_generator": "Philox",
-    "state": {"counter": [LIST, 0, 0, 0, 0], "key": [LIST, 0, 0]},
-    "buffer": [LIST, 0, 0, 0, 0],
-    "buffer_pos": 4,
-    "has_uint32": 0,
-    "uinteger": 0,
-}
-
-#: States that each built-in tag cannot have.
-WRONG = {
-    "tuple": [node("tuple", {}), node("tuple", 1), node("tuple", [ITEMS])],
-    "list": [node("list", 5)],
-    "deque": [node("deque", 5), node("deque", [LIST], maxlen="a"), node("deque", [LIST], maxlen=-1)],
-    "OrderedDict": [node("OrderedDict", [LIST]), node("OrderedDict", 1)],
-    "defaultdict": [node("defaultdict", 1), node("defaultdict", {}, factory=[LIST])],
-    "Counter": [node("Counter", [LIST, 1])],
-    "namedtuple": [node("namedtuple", {"a": 1}), node("namedtuple", [LIST], **{"class": "P"})],
-    "dataclass": [node("dataclass", {})],
-    "pytree": [node("pytree", {})],
-    "brainstate.State": [node("brainstate.State", 1), node("brainstate.State", 1, **{"class": [LIST]})],
-    "brainstate.NestedDict": [node("brainstate.NestedDict", [LIST])],
-    "brainstate.FlattedDict": [node("brainstate.FlattedDict", 1)],
-    "brainstate.Module": [node("brainstate.Module", {})],
-    "int": [leaf("int", "1"), leaf("int", 1.0), leaf("int", None), leaf("int", True)],
-    "float": [leaf("float", "nan"), leaf("float", 1)],
-    "complex": [leaf("complex", [LIST, "a", "b"]), leaf("complex", 1), leaf("complex", [LIST, 1.0, 2.0, 3.0])],
-    "str": [leaf("str", 1), leaf("str", b"\xff"), leaf("str", [LIST])],
-    "bytes": [leaf("bytes", "a"), leaf("bytes", None)],
-    "bytearray": [leaf("bytearray", "a"), leaf("bytearray", None), leaf("bytearray", 1 << 40), leaf("bytearray", 8)],
-    "set": [leaf("set", {}), leaf("set", [LIST, [LIST]]), leaf("set", [LIST, [ARRAY, 0]])],
-    "frozenset": [leaf("frozenset", 1), leaf("frozenset", [LIST, {}])],
-    "enum": [leaf("enum", {"name": "A", "value": 1})],
-    "range": [leaf("range", [LIST, 0, 1, 0]), leaf("range", [LIST, 0.5]), leaf("range", "abc"), leaf("range", None)],
-    "slice": [leaf("slice", None), leaf("slice", [LIST]), leaf("slice", [LIST, 1, 2, 3, 4])],
-    "datetime": [
-        leaf("datetime", "2020-01-01"),
-        leaf("datetime", [LIST, "2020-13-01T00:00:00", 0, None]),
-        leaf("datetime", [LIST, "2020-01-01T00:00:00", 2, None]),
-        leaf("datetime", [LIST, "2020-01-01T00:00:00", 0, "UTC"]),
-        leaf("datetime", [LIST, 1, 0, None]),
-    ],
-    "date": [leaf("date", "2020-02-30"), leaf("date", 1), leaf("date", None)],
-    "time": [leaf("time", [LIST, "25:00", 0, None]), leaf("time", "12:00")],
-    "timedelta": [leaf("timedelta", [LIST, 10**12]), leaf("timedelta", [LIST, "a"]), leaf("timedelta", None)],
-    "timezone": [leaf("timezone", [LIST, 10**9, 0]), leaf("timezone", [LIST, 1]), leaf("timezone", [LIST, 1, 2, 3])],
-    "zoneinfo": [
-        leaf("zoneinfo", "No/Where"),
-        leaf("zoneinfo", "../../etc/passwd"),
-        leaf("zoneinfo", "/etc/passwd"),
-        leaf("zoneinfo", "a\0b"),
-        leaf("zoneinfo", "Europe"),
-        leaf("zoneinfo", "x" * 5000),
-        leaf("zoneinfo", None),
-        leaf("zoneinfo", 1),
-    ],
-    "uuid": [
-        leaf("uuid", b"short"),
-        leaf("uuid", None),
-        leaf("uuid", "0123456789abcdef"),
-        leaf("uuid", [LIST] + [1] * 16),
-    ],
-    "decimal": [leaf("decimal", "abc"), leaf("decimal", None), leaf("decimal", [LIST, 1])],
-    "fraction": [
-        leaf("fraction", [LIST, 1, 0]),
-        leaf("fraction", [LIST, 1.5, 2]),
-        leaf("fraction", [LIST, "1e1000"]),
-        leaf("fraction", None),
-    ],
-    "random": [leaf("random", [LIST, 3, 1, None]), leaf("random", None), leaf("random", [LIST, 3, [ARRAY, 0], None])],
-    "path.PurePosixPath": [leaf("path.PurePosixPath", 1), leaf("path.PurePosixPath", None)],
-    "path.PosixPath": [leaf("path.PosixPath", [LIST])],
-    "array": [
-        leaf("array", b"a"),
-        leaf("array", b"abc", dtype="uint8", shape=[LIST, 4], kind="numpy"),
-        leaf("array", b"", dtype="uint8", shape=[LIST, -1], kind="numpy"),
-        leaf("array", "a", dtype="uint8", shape=[LIST, 1], kind="numpy"),
-        leaf("array", b"", dtype="U0", shape=[LIST, 2**40], kind="numpy"),
-        leaf("array", b"", dtype="V0", shape=[LIST, 2**40], kind="numpy"),
-        leaf("array", b"a", dtype={**PADDED, "fields": [LIST, [LIST, "a", "uint8", 0]]}, shape=[LIST, 1], kind="numpy"),
-    ],
-    "numpy.scalar": [
-        leaf("numpy.scalar", b"a"),
-        leaf("numpy.scalar", b"ab", dtype="uint8"),
-        leaf("numpy.scalar", 1, dtype="uint8"),
-        leaf("numpy.scalar", b"a", dtype="O"),
-        leaf("numpy.scalar", b"a", dtype={**PADDED, "fields": [LIST, [LIST, "a", "uint8", 0]]}),
-    ],
-    "numpy.str": [leaf("numpy.str", 5), leaf("numpy.str", b"a"), leaf("numpy.str", [LIST, 1])],
-    "numpy.bytes": [leaf("numpy.bytes", "a"), leaf("numpy.bytes", 1 << 40)],
-    "numpy.dtype": [leaf("numpy.dtype", "O"), leaf("numpy.dtype", 1), leaf("numpy.dtype", None)],
-    "numpy.strings": [
-        leaf("numpy.strings", [LIST, "a"]),
-        leaf("numpy.strings", [LIST, "a"], shape=[LIST, 2**40], coerce=True),
-        leaf("numpy.strings", [LIST, 1], shape=[LIST, 1], coerce=True),
-        leaf("numpy.strings", [LIST, None], shape=[LIST, 1], coerce=True),
-    ],
-    "numpy.subclass": [
-        leaf("numpy.subclass", [ARRAY, 0], kind="ndarray"),
-        leaf("numpy.subclass", [ARRAY, 0]),
-        leaf("numpy.subclass", 1, kind="matrix"),
-    ],
-    "numpy.masked": [
-        leaf("numpy.masked", {"data": [ARRAY, 0], "mask": None, "fill_value": None}),
-        leaf("numpy.masked", {"data": [ARRAY, 0]}, hard=False),
-        leaf("numpy.masked", {"data": [ARRAY, 1], "mask": [ARRAY, 2], "fill_value": None}, hard=False),
-        leaf("numpy.masked", 1, hard=False),
-    ],
-    "numpy.generator": [
-        leaf("numpy.generator", {"bit_generator": "os"}),
-        leaf("numpy.generator", {"bit_generator": "PCG64"}),
-        leaf("numpy.generator", {"bit_generator": "MT19937", "state": {"key": [LIST, 1], "pos": 1}}),
-        leaf("numpy.generator", [LIST]),
-        leaf("numpy.generator", {"bit_generator": "MT19937", "state": {"key": MT_KEY, "pos": 10**6}}),
-        leaf("numpy.generator", {"bit_generator": "MT19937", "state": {"key": MT_KEY, "pos": -1000}}),
-        leaf("numpy.generator", {**PHILOX, "buffer_pos": -(10**6)}),
-    ],
-    "numpy.randomstate": [
-        leaf(
-            "numpy.randomstate",
-            {
-                "bit_generator": "MT19937",
-                "state": {"key": MT_KEY, "pos": 10**6},
-                "has_gauss": 0,
-                "gauss": 0.0,
-            },
-        ),
-        leaf("numpy.randomstate", {"bit_generator": "MT19937"}),
-        leaf("numpy.randomstate", {}),
-    ],
-    "jax.key": [
-        leaf("jax.key", [ARRAY, 0]),
-        leaf("jax.key", [ARRAY, 0], impl="threefry2x32"),
-        leaf("jax.key", [ARRAY, 0], impl="no such"),
-        leaf("jax.key", 1, impl="threefry2x32"),
-    ],
-    "brainunit.Quantity": [
-        leaf("brainunit.Quantity", 1.0),
-        leaf("brainunit.Quantity", 1.0, unit=1),
-        leaf("brainunit.Quantity", 1.0, unit={}),
-        leaf("brainunit.Quantity", 1.0, unit={**UNIT, "dim": [LIST, 1]}),
-        leaf("brainunit.Quantity", 1.0, unit={**UNIT, "scale": "a"}),
-        leaf("brainunit.Quantity", "text", unit=UNIT),
-    ],
-    "brainunit.Unit": [leaf("brainunit.Unit", None), leaf("brainunit.Unit", None, unit={**UNIT, "dim": 1})],
-    "brainunit.Dimension": [leaf("brainunit.Dimension", 1), leaf("brainunit.Dimension", [LIST, "a"])],
-}
-EXTRA = [BYTE, ("numpy", "uint8", [3], b"abc"), ("numpy", "bool", [2], b"\0\0")]
-
-
-WRONG_STATES = {f"{tag} {i}": state for tag, states in WRONG.items() for i, state in enumerate(states)}
-
-
-@pytest.mark.parametrize("state", cases(WRONG_STATES))
-def test_a_state_that_its_tag_cannot_have_is_refused(state):
-    with within(), pytest.raises(bt.CorruptCheckpointError):
-        bt.msgpack_loads(forge({"a": state}, EXTRA))
-
-
-@pytest.mark.parametrize("state", cases(WRONG_STATES))
-def test_looking_at_a_wrong_state_fails_in_no_other_way(state):
-    with (
-        within(),
-        contextlib.suppress(bt.CorruptCheckpointError),
-        bt.open_checkpoint(io.BytesIO(forge({"a": state}, EXTRA))) as checkpoint,
-    ):
-        look_at_everything(checkpoint)
 
 
 # --- golden files ---------------------------------------------------------------------------------------------

@@ -14,19 +14,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from hostile.forge import forge
+from hostile.indices import INDICES, SPECS, STRUCTURES, TABLES
+from hostile.make import cases
 from hypothesis import given
-from test_format import (
-    EXPECTED,
-    GOLDEN,
-    INDICES,
-    SIMPLE,
-    SPECS,
-    STRUCTURES,
-    TABLES,
-    cases,
-    forge,
-    small_layout,
-)
+from test_format import EXPECTED, GOLDEN, SIMPLE, small_layout
 from trees import JAX_DTYPES, ML_DTYPES, NUMPY_DTYPES, Plain, Recorded, checkpointable_trees, fill
 
 import braintools_ckpt as bt

@@ -27,9 +27,9 @@ import msgpack
 import numpy as np
 import pytest
 import xxhash
+from hostile.forge import forge
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_format import forge
 from trees import JAX_DTYPES, LAYOUTS, Dict, JaxData, Layer, List, Str, Tuple, assert_same, blank_tree, lay_out
 
 import braintools_ckpt as bt
