@@ -17,6 +17,6 @@ settings.load_profile("suite")
 def pytest_addoption(parser):
     """Let the harnesses run longer than the suite does."""
     parser.addoption("--kills", type=int, default=3, help="how often a simulation is killed, and others in proportion")
-    parser.addoption("--faults", type=int, default=1000, help="how many failing system calls are tried")
-    parser.addoption("--executions", type=int, default=5000, help="how many changed files are loaded")
+    parser.addoption("--faults", type=int, default=500, help="how many failing system calls are tried")
+    parser.addoption("--executions", type=int, default=3000, help="how many changed files are loaded")
     parser.addoption("--flips", type=int, default=5000, help="how many flipped bits are tried")
