@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import replace
-from math import inf
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, get_args
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from .document import Document, LiveArrays
-from .errors import AlreadyExistsError, CheckpointTooLargeError, InvalidCheckpointPath, format_path, unlink
-from .format import codec, legacy, reader, writer
-from .storage.local import atomic_write
-from .storage.sinks import BytesSink, Sink, StreamSink
-from .storage.sources import BufferSource, Source, open_source
-from .storage.turns import Save, line, place_of, settle
+from .arguments import (
+    Compression,
+    File,
+    Format,
+    check_form,
+    check_sharing,
+    local_name,
+    make_options,
+)
+from .document import LiveArrays
+from .opening import load, settled_source
+from .progress import counting, progress_bar
+from .saving import prepare, prepared, reserved
+from .storage.sinks import BytesSink
+from .storage.sources import BufferSource
+from .storage.turns import Save, line
 from .tree import registry
-from .tree.decode import decode_metadata
-from .tree.encode import encode, encode_metadata
-from .tree.load_report import Leftovers, LoadReport
-from .tree.locate import locate
-from .tree.merge import ArraysMode, Options, UnitsMode, load_plain, merge
+from .tree.encode import encode
+from .tree.load_report import LoadReport
+from .tree.merge import ArraysMode, Options, UnitsMode, merge
 from .tree.mismatch import MismatchMode, check_mode
 from .tree.registration import msgpack_register_serialization, serializable
-from .tree.rename import Rename, rename
-from .tree.selection import Selection
-from .tree.snapshot import take_snapshot
+from .tree.rename import Rename
 from .tree.state_dict import to_state_dict
 from .walking import walking
 
 if TYPE_CHECKING:
     from .async_manager import AsyncManager
-
-Format: TypeAlias = Literal["v1", "flax"]
-Compression: TypeAlias = Literal["zstd"]
-File: TypeAlias = str | os.PathLike[str] | BinaryIO
 
 
 def msgpack_save(
@@ -131,18 +125,18 @@ def msgpack_save(
     >>> str(loaded["V"].unit), loaded["layers"][1]
     ('mV', (1, 'relu'))
     """
-    _check_form(format, metadata, compression)
-    _check_sharing(share_with, format, compression)
-    name = _local_name(filename, "write", "wb")
+    check_form(format, metadata, compression)
+    check_sharing(share_with, format, compression)
+    name = local_name(filename, "write", "wb")
     shown = name or str(getattr(filename, "name", filename))
     save = Save(path=shown)
     try:
-        if async_manager is not None and not _reserved(async_manager, save):
+        if async_manager is not None and not reserved(async_manager, save):
             return ""
         if verbose:
             print(f"Saving checkpoint into {shown}")
         # In a function: what is prepared must not be kept by this frame, and so by the error of an earlier save.
-        _prepare(
+        prepare(
             save,
             filename,
             name,
@@ -270,12 +264,12 @@ def msgpack_load(
     braintools_ckpt.errors.MismatchError: Array shape mismatch: expected float64[4], got float64[3] at path w. ...
     """
     options = make_options(target, mismatch, partial, units, arrays, raw, only, report)
-    _local_name(filename, "read", "rb")
+    local_name(filename, "read", "rb")
     if verbose:
         print(f"Loading checkpoint from {filename}")
-    with settled_source(filename) as source, _progress(progress, "loading", source.size) as on_bytes, walking():
+    with settled_source(filename) as source, progress_bar(progress, "loading", source.size) as on_bytes, walking():
         how = {"verify": verify, "mmap": mmap, "parallel": parallel}
-        return _load(_counting(source, on_bytes), target, options, rename, raw, max_size=max_size, **how)
+        return load(counting(source, on_bytes), target, options, rename, raw, max_size=max_size, **how)
 
 
 def msgpack_dumps(
@@ -318,10 +312,10 @@ def msgpack_dumps(
     >>> msgpack_loads(msgpack_dumps({"step": 3, "name": "run"}))
     {'step': 3, 'name': 'run'}
     """
-    _check_form(format, metadata, compression)
+    check_form(format, metadata, compression)
     sink = BytesSink()
     with walking():
-        put, _ = _prepared(target, metadata, format, compression, only)
+        put, _ = prepared(target, metadata, format, compression, only)
     put(sink)
     return sink.getvalue()
 
@@ -375,7 +369,7 @@ def msgpack_loads(
         raise TypeError(f"data must be bytes-like, got {type(data).__name__}. To load a file, use msgpack_load.")
     with BufferSource(data) as source, walking():
         how = {"verify": verify, "parallel": parallel}
-        return _load(source, target, options, rename, raw, max_size=max_size, **how)
+        return load(source, target, options, rename, raw, max_size=max_size, **how)
 
 
 def msgpack_to_state_dict(target: Any) -> Any:
@@ -442,308 +436,6 @@ def msgpack_from_state_dict(target: Any, state: Any, name: str = ".", mismatch: 
     path = None if name == "." else (None, name)
     options = Options(mismatch, passthrough=True)
     return merge(encode(state, registry, passthrough=True), target, registry, options, path)
-
-
-# How documents are opened and loaded; open_checkpoint uses these too.
-
-
-def _load(
-    source: Source,
-    target: Any | None,
-    options: Options,
-    rename: Rename | None,
-    raw: bool,
-    *,
-    max_size: int | None,
-    **how: bool,
-) -> Any:
-    # A function of its own, so that the document is gone when the caller lets the garbage collector in again.
-    document = open_document(source, max_size=max_size, **how)
-    return load_document(document, target, options, rename=rename, raw=raw)
-
-
-def settled_source(file: File) -> Source:
-    """Open a file when all saves to it that this process has begun have ended."""
-    if isinstance(file, (str, os.PathLike)):
-        settle(os.fspath(file))
-    return open_source(file)
-
-
-def open_document(
-    source: Source, *, max_size: int | None = None, verify: bool = True, mmap: bool = False, parallel: bool = True
-) -> Document:
-    """Make a document of a file of any known format, if it is not too large."""
-    _check_size(source, max_size)
-    if reader.is_checkpoint(source):
-        document = reader.read(source, verify=verify, mmap=mmap, parallel=parallel)
-        if isinstance(document.arrays, reader.StoredArrays):
-            _check_nbytes(document.arrays.nbytes, max_size, f"{source.name} holds", " of data")
-            outline = replace(document, arrays=LiveArrays())  # with the table itself it would be a reference cycle
-            document.arrays.name_by(lambda index: format_path(unlink(locate(outline, index))))
-        return document
-    if mmap:
-        raise InvalidCheckpointPath(
-            f"{source.name} is not a file of braintools_ckpt's own format, and only those can be mapped. Load it "
-            "without mmap=True and save it again."
-        )
-    reader.refuse_damaged(source)
-    return legacy.read_state_dict(source.read(0, source.size), source.name)
-
-
-def load_document(
-    document: Document, target: Any | None, options: Options, *, rename: Rename | None = None, raw: bool = False
-) -> Any:
-    """Load a document, with a target or without."""
-    with walking():
-        if rename is not None:
-            document = _rename(document, rename)
-        if raw:
-            arrays = document.arrays.read(range(len(document.arrays.specs)))
-            state = to_state_dict(document, registry, arrays.__getitem__)
-            if options.report is not None:
-                options.report(Leftovers().report(document))
-            return state
-        if target is None:
-            return load_plain(document, registry, options)
-        return merge(document, target, registry, options)
-
-
-_rename = rename
-
-
-def read_metadata(document: Document) -> dict[str, Any]:
-    """Give the metadata of a document as objects."""
-    return decode_metadata(document.metadata, registry)
-
-
-def _prepare(
-    save: Save,
-    filename: File,
-    name: str | None,
-    target: Any,
-    overwrite: bool,
-    metadata: Mapping[str, Any] | None,
-    format: Format,
-    compression: Compression | None,
-    durable: bool,
-    progress: bool,
-    only: Any,
-    share_with: str | None,
-    is_async: bool,
-) -> None:
-    """Do all of a save that cannot wait, and tell it what is left to be done."""
-    if name is not None and not overwrite and os.path.lexists(name):
-        raise AlreadyExistsError(name)
-    with walking():
-        put, nbytes = _prepared(target, metadata, format, compression, only, share_with, snapshot=is_async)
-    # By then the program may be in another directory.
-    path = os.path.abspath(name) if name and is_async else name
-    size = nbytes if format == "v1" and compression is None else None  # of others it is not known
-    write = functools.partial(_write, put, filename, path, overwrite, durable, progress, size)
-    save.prepare(write, _place(filename, path), nbytes)
-
-
-def _prepared(
-    target: Any,
-    metadata: Mapping[str, Any] | None,
-    form: Format,
-    compression: Compression | None,
-    only: Any,
-    share_with: str | None = None,
-    *,
-    snapshot: bool = False,
-) -> tuple[Callable[[Sink], None], int]:
-    """Do all of a save that can fail but the writing; give what writes, and how many bytes its arrays have.
-
-    A function of its own, so that the document is gone when the caller lets the garbage collector in again.
-    """
-    selection = None if only is None else Selection(only)
-    document = target if isinstance(target, Document) else encode(target, registry, selection=selection)
-    if metadata is not None:
-        document.metadata = encode_metadata(metadata, registry)
-    live = document.arrays
-    assert isinstance(live, LiveArrays)
-    if snapshot:
-        take_snapshot(live, registry)
-    if form == "v1":
-        prepared = writer.Writer(document, compress=compression is not None, share_with=share_with)
-        if share_with is None:
-            return prepared.write, prepared.nbytes
-        return _after(share_with, prepared.write), prepared.nbytes
-    state = to_state_dict(document, registry, functools.partial(_soon, live) if snapshot else live.host)
-    return functools.partial(legacy.write_state_dict, state), sum(spec.nbytes for spec in live.specs)
-
-
-def _soon(live: LiveArrays, index: int) -> Any:
-    """Give an array of a snapshot; one that is still on its way to the host stays what it is until it is written."""
-    source = live.sources[index]
-    return live.host(index) if isinstance(source, (np.ndarray, memoryview)) else source
-
-
-def _after(path: str, put: Callable[[Sink], None]) -> Callable[[Sink], None]:
-    """Let a save begin when those of another file have ended, which it wants to share data with."""
-
-    def settled(sink: Sink) -> None:
-        settle(path)
-        put(sink)
-
-    return settled
-
-
-def _reserved(manager: Any, save: Save) -> bool:
-    """Have a manager make room for a save; false if it leaves the save out."""
-    _check_manager(manager)
-    if hasattr(manager, "reserve"):
-        return manager.reserve(save) is not None
-    manager.wait_previous_save()  # that of another library
-    return True
-
-
-def _check_manager(manager: Any) -> None:
-    if isinstance(manager, type) or not hasattr(manager, "save_async"):
-        raise TypeError(f"async_manager must be an AsyncManager object, such as AsyncManager(), got {manager!r}.")
-
-
-def check_save(filename: File, format_: Any, metadata: Any, compression: Any, manager: Any) -> None:
-    """Check the arguments of a save before there is anything to save."""
-    _check_form(format_, metadata, compression)
-    _local_name(filename, "write", "wb")
-    if manager is not None:
-        _check_manager(manager)
-
-
-def _place(file: File, path: str | None) -> Hashable:
-    """Give what only one save at a time may write to."""
-    return ("file object", id(file)) if path is None else place_of(path)
-
-
-def _write(
-    put: Callable[[Sink], None],
-    file: File,
-    path: str | None,
-    overwrite: bool,
-    durable: bool,
-    progress: bool,
-    size: int | None,
-) -> None:
-    with _progress(progress, "saving", size) as on_bytes:
-        if path is None:
-            put(StreamSink(file, on_bytes=on_bytes))  # type: ignore[arg-type]
-        else:
-            with atomic_write(path, overwrite=overwrite, durable=durable, on_bytes=on_bytes) as sink:
-                put(sink)
-
-
-@contextlib.contextmanager
-def _progress(show: bool, what: str, size: int | None) -> Iterator[Callable[[int], None] | None]:
-    if not show:
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=size, desc=what, unit="B", unit_scale=True, unit_divisor=1024) as bar:
-
-        def advance(nbytes: float) -> None:
-            bar.update(min(nbytes, inf if size is None else size - bar.n))  # header and index are not in the size
-
-        yield advance
-        if size is not None:  # what was not needed need not be read
-            advance(size)
-
-
-def _counting(source: Source, on_bytes: Callable[[int], None] | None) -> Source:
-    if on_bytes is None:
-        return source
-    read_into = source.read_into
-
-    def counted(offset: int, *buffers: memoryview) -> None:
-        read_into(offset, *buffers)
-        on_bytes(sum(map(len, buffers)))
-
-    source.read_into = counted  # type: ignore[method-assign]
-    return source
-
-
-def _local_name(file: Any, ability: str, mode: str) -> str | None:
-    """Give the path of a file by name; None for a file object."""
-    if isinstance(file, (str, os.PathLike)):
-        name = os.fspath(file)
-        if not isinstance(name, str):
-            raise TypeError(f"filename must be a str path, got {type(name).__name__}.")
-        if not name:
-            raise ValueError("filename is empty.")
-        scheme, colons, _ = name.partition("://")
-        if colons and len(scheme) > 1 and scheme.isalnum():
-            raise ValueError(
-                f"{name!r} is a URL, and msgpack_save and msgpack_load take local paths. Open it with "
-                "fsspec.open(url, 'wb') or 'rb', and pass the file object."
-            )
-        return name
-    if hasattr(file, ability):
-        if isinstance(file, io.TextIOBase):
-            to = {"write": "to", "read": "from"}[ability]
-            raise TypeError(f"Cannot {ability} a checkpoint {to} a text file. Open it with mode {mode!r}.")
-        able = getattr(file, {"write": "writable", "read": "readable"}[ability], None)
-        if able is None or able():
-            return None
-        raise ValueError(f"The file object {file!r} cannot {ability} bytes. Open it with mode {mode!r}.")
-    raise TypeError(f"filename must be a str, a PathLike or a binary file object, got {type(file).__name__}.")
-
-
-def make_options(
-    target: Any, mismatch: Any, partial: bool, units: Any, arrays: Any, raw: bool, only: Any, report: Any
-) -> Options:
-    """Check the arguments of a load, and give them as options."""
-    check_mode(mismatch)
-    _check_choice("units", units, get_args(UnitsMode))
-    _check_choice("arrays", arrays, get_args(ArraysMode))
-    if raw and target is not None:
-        raise ValueError("raw=True gives the plain state dict and takes no target; pass one or the other.")
-    if only is not None and target is None:
-        raise ValueError("only= chooses states of the modules in a target: pass target=.")
-    if report is not None and not callable(report):
-        raise TypeError(f"report must be a function of one LoadReport, such as print, got {report!r}.")
-    return Options(mismatch, partial, units, arrays, only=only, report=report)
-
-
-def _check_form(format_: Any, metadata: Any, compression: Any) -> None:
-    """Check in which form to save, before anything is done for it."""
-    _check_choice("format", format_, get_args(Format))
-    if metadata is not None and format_ == "flax":
-        raise ValueError("format='flax' has no place for metadata: put it into the tree, or use format='v1'.")
-    _check_choice("compression", compression, (None, *get_args(Compression)))
-    if compression is None:
-        return
-    if format_ == "flax":
-        raise ValueError("format='flax' has no compression: leave compression out, or use format='v1'.")
-    codec.load_zstd()
-
-
-def _check_sharing(share_with: Any, format_: Any, compression: Any) -> None:
-    if share_with is None:
-        return
-    if not isinstance(share_with, (str, os.PathLike)):
-        raise TypeError(f"share_with must be the path of a checkpoint, got {type(share_with).__name__}.")
-    if format_ != "v1" or compression is not None:
-        raise ValueError("share_with= needs format='v1' without compression: what is compressed cannot be shared.")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str | None, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-
-
-def _check_size(source: Source, max_size: int | None) -> None:
-    if max_size is not None and (not isinstance(max_size, int) or isinstance(max_size, bool)):
-        raise TypeError(f"max_size must be a number of bytes (int), got {type(max_size).__name__}.")
-    _check_nbytes(source.size, max_size, f"{source.name} has", "")
-
-
-def _check_nbytes(nbytes: int, max_size: int | None, has: str, of: str) -> None:
-    if max_size is not None and nbytes > max_size:
-        raise CheckpointTooLargeError(
-            f"Checkpoint data too large: {has} {nbytes} bytes{of}, which exceeds maximum {max_size} bytes (max_size=)."
-        )
 
 
 __all__ = [

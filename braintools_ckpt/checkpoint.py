@@ -11,10 +11,11 @@ from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 
-from .api import load_document, make_options, open_document, read_metadata, settled_source
+from .arguments import make_options
 from .document import ARRAY, ARRAYS, LEAF, LIST, NODE, Document, Value
 from .errors import LinkedPath, format_array, format_key, format_path, written
 from .format.reader import StoredArrays
+from .opening import load_document, open_document, read_metadata, settled_source
 from .tree.load_report import LoadReport
 from .tree.merge import ArraysMode, Merger, Options, UnitsMode
 from .tree.mismatch import MismatchMode

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .api import Compression, Format, check_save, msgpack_save
+from .api import msgpack_save
+from .arguments import Compression, Format, check_save
 from .document import Document, LiveArrays
 from .tree import registry
 from .tree.encode import encode

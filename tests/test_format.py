@@ -645,7 +645,7 @@ def test_a_file_of_the_future(version):
 
 
 def test_an_array_table_is_gone_when_nobody_uses_it():
-    from braintools_ckpt.api import open_document
+    from braintools_ckpt.opening import open_document
     from braintools_ckpt.storage.sources import BufferSource
 
     document = open_document(BufferSource(SMALL))

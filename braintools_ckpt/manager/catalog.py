@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ..api import open_document, read_metadata
 from ..errors import CheckpointError, CorruptCheckpointError, UnsupportedVersionError
 from ..format import reader
+from ..opening import open_document, read_metadata
 from ..storage.sources import Source, open_source
 from .names import StepNames
 from .policies import StepInfo

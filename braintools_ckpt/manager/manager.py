@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ..api import Compression, msgpack_load
+from ..api import msgpack_load
+from ..arguments import Compression
 from ..async_manager import AsyncManager
 from ..errors import (
     CheckpointNotFoundError,

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..api import Compression, msgpack_save
+from ..api import msgpack_save
+from ..arguments import Compression
 from ..async_manager import AsyncManager, SaveFuture
 from ..errors import AlreadyExistsError, CheckpointError, CorruptCheckpointError, StepExistsError
 from ..format import reader
