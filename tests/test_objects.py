@@ -334,7 +334,8 @@ def test_names_that_a_file_must_not_set(case):
     message = (
         f"The checkpoint's {ty.__name__} at path net has the field(s) {{{field!r}}}, which the class does not have"
     )
-    raises(bt.HandlerError, f"{message}. {CHANGED}", bt.msgpack_loads, data)
+    error = bt.CorruptCheckpointError if field.startswith("__") or " " in field else bt.HandlerError
+    raises(error, f"{message}. {CHANGED}", bt.msgpack_loads, data)
 
 
 def test_names_that_a_file_may_set():

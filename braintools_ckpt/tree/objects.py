@@ -288,19 +288,19 @@ class FieldsHandler(Handler):
         unknown = [name for name in fields if not self._accepts(name)]
         if unknown:
             text = f"has the field(s) {format_keys(unknown)}, which the class does not have"
-            raise self._misfit(text)
+            raise self._misfit(text, CorruptCheckpointError if any(map(_is_no_field, unknown)) else HandlerError)
         obj: Any = object.__new__(self.type)
         for name, item in {**self._defaults(fields), **fields}.items():
             object.__setattr__(obj, name, item)
         lacking = [name for name in self._listed(self.type) or () if name not in fields and not hasattr(obj, name)]
         if lacking:
-            raise self._misfit(f"lacks the field(s) {format_keys(lacking)}")
+            raise self._misfit(f"lacks the field(s) {format_keys(lacking)}", HandlerError)
         self._warn_of_static(obj, decoder)
         return obj
 
-    def _misfit(self, text: str) -> Exception:
+    def _misfit(self, text: str, kind: type[Exception]) -> Exception:
         return Trouble(
-            lambda path: HandlerError(
+            lambda path: kind(
                 f"The checkpoint's {self.type.__qualname__} at path {path} {text}. The class has changed: pass a "
                 "target, or register an upgrade."
             )
@@ -353,3 +353,8 @@ class FieldsHandler(Handler):
             text = f"The upgrade of {self.type.__qualname__} returned what cannot be loaded: {error}"
             raise fail(_handler_error(text)) from error
         return document.resolve(document.structure), merger.part(document, path)
+
+
+def _is_no_field(name: str) -> bool:
+    """Tell whether no class has such a field."""
+    return not name.isidentifier() or name.startswith("__")
