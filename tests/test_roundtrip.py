@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import datetime
 import decimal
 import enum
@@ -622,6 +623,36 @@ def test_without_a_template_a_class_is_plain_and_a_warning_names_it(value, plain
     assert len(record) == 1
     assert_same({"v": plain}, back)
     assert_same({"v": value}, bt.msgpack_loads(data, {"v": value}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    row: int
+
+
+@bt.serializable
+@dataclasses.dataclass(frozen=True)
+class KnownPlace:
+    row: int
+
+
+@bt.serializable
+class KnownDay(enum.Enum):
+    MONDAY = "mon"
+
+
+def test_keys_and_elements_that_would_be_plain_dicts_are_refused_when_they_are_saved():
+    for key in (Place(1), (0, Place(1)), frozenset([Place(1)])):
+        with pytest.raises(bt.SerializationError, match="Cannot save the dict key"):
+            bt.msgpack_dumps({key: 1})
+    elements = [Weekday.MONDAY, Place(1), (0, Weekday.MONDAY), Pair(0, Place(1)), frozenset([(Number.TWO,)])]
+    for element in elements:
+        for make in (set, frozenset):
+            with pytest.raises(bt.SerializationError, match=r"Cannot save the (frozen)?set at path a.*: members"):
+                bt.msgpack_dumps({"a": make([element, 2])})
+    tree = {KnownPlace(1): {KnownPlace(1), (KnownDay.MONDAY,)}, (KnownDay.MONDAY, KnownPlace(2)): frozenset([1])}
+    assert bt.msgpack_loads(bt.msgpack_dumps(tree)) == tree
+    assert bt.msgpack_loads(bt.msgpack_dumps({Weekday.MONDAY: 1}), {Weekday.MONDAY: 0}) == {Weekday.MONDAY: 1}
 
 
 def test_one_class_gives_one_warning():

@@ -20,10 +20,10 @@ import msgpack
 
 from ..claims import hashed
 from ..document import ARRAYS, FLATTED_TAGS, ITEMS, LEAF, LIST, MAPPING_TAGS, NAMED_ARRAYS, NODE, Value, written_out
-from ..errors import LinkedPath, written
+from ..errors import LinkedPath, SerializationError, written
 from .decode import Decoder, NamedKey, decode_key
 from .describe import describe
-from .encode import Encoder, check_hashes
+from .encode import Encoder, Trouble, check_hashes
 from .merge import Merger
 from .mismatch import format_keys
 from .registry import Handler, Registry, registry
@@ -349,7 +349,7 @@ class SequenceHandler(Handler):
             return self.type(decoder.plain(state, reason))
         items = decoder.sequence(state)
         if self.type is collections.deque:
-            return collections.deque(items, attributes.get("maxlen"))
+            return _deque(items, attributes["maxlen"]) if "maxlen" in attributes else collections.deque(items)
         return self.type(items)
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
@@ -366,6 +366,12 @@ class SequenceHandler(Handler):
         if type(target) is tuple or type(target) is list:
             return lambda: type(target)([plan() for plan in plans])
         return lambda: merger.call(target, path, lambda: type(target)([plan() for plan in plans]))
+
+
+def _deque(items: list[Any], maxlen: Any) -> Any:
+    if type(maxlen) is not int or maxlen < len(items):  # a deque would drop the first ones
+        raise ValueError(f"{len(items)} elements in a deque of at most {maxlen!r:.80}")
+    return collections.deque(items, maxlen)
 
 
 def _same_deque(target: Any, items: Iterable[Any]) -> Any:
@@ -463,14 +469,22 @@ class SetHandler(Handler):
         """Write the elements, sorted by their bytes."""
         check_hashes(obj)
         elements = encoder.sequence(obj)
+        if _loses_its_class(elements):
+            raise Trouble(
+                lambda path: SerializationError(
+                    f"Cannot save the {self.tag} at path {path}: members of enums and objects of dataclasses come back "
+                    "from a set as plain dicts, which it cannot hold. Decorate their class with "
+                    "@braintools_ckpt.serializable, or save a list."
+                )
+            )
         attributes = {} if type(obj) is self.type else {"class": class_name(type(obj))}
         return encoder.leaf(self.tag, [LIST, *sorted(elements[1:], key=msgpack.packb)], **attributes)
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Make a set."""
         if "class" in attributes:
-            return self.type(hashed(decoder.plain(state, base_reason(attributes["class"], self.type))))
-        return self.type(hashed(decoder.sequence(state)))
+            return _distinct(self.type, decoder.plain(state, base_reason(attributes["class"], self.type)))
+        return _distinct(self.type, decoder.sequence(state))
 
     def plan(self, target: Any, value: Value, path: LinkedPath, merger: Merger) -> Build:
         """Take the file's elements."""
@@ -478,11 +492,29 @@ class SetHandler(Handler):
         if found is None:
             return container_mismatch(target, _article(type(target)), value, path, merger)
         elements = merger.plan_decoded(found[0])
-        return partial(_call, type(target), elements)
+        return lambda: _distinct(type(target), elements())
 
 
-def _call(make: Callable[[Any], Any], build: Build) -> Any:
-    return make(hashed(build()))
+def _loses_its_class(value: Value) -> bool:
+    """Tell whether elements of a set, or parts of them, need a target to come back as themselves."""
+    if type(value) is not list:
+        return False
+    if value[0] == LIST:
+        return any(map(_loses_its_class, value[1:]))
+    if value[0] not in (NODE, LEAF):
+        return False
+    if value[1] == "namedtuple" and type(value[2]) is dict:
+        return any(map(_loses_its_class, value[2].values()))
+    return value[1] in ("enum", "dataclass", "pytree") or (
+        value[1] in ("tuple", "frozenset") and _loses_its_class(value[2])
+    )
+
+
+def _distinct(make: Callable[[Any], Any], elements: list[Any]) -> Any:
+    made = make(hashed(elements))
+    if len(made) != len(elements):
+        raise ValueError("an element occurs twice in a set")
+    return made
 
 
 def set_up(registry: Registry) -> None:

@@ -28,7 +28,7 @@ from ..document import (
     LiveArrays,
     Value,
 )
-from ..errors import Path, SerializationError, format_path
+from ..errors import CheckpointError, Path, SerializationError, format_path
 from ..walking import MAX_DEPTH, walking
 from .registry import Handler, Registry
 
@@ -320,12 +320,12 @@ class Encoder:
             value = None
         finally:
             (self._memo, self._indices), self._whole = known, whole
-        if (value is None) is (key is None) and len(self.arrays.specs) == arrays:
+        if (value is None) is (key is None) and len(self.arrays.specs) == arrays and _is_key_again(value):
             return value
         raise Trouble(
             lambda path: SerializationError(
                 f"Cannot save the dict key {reprlib.repr(key)} at path {path}: keys must be scalars, strings of at "
-                "most 64 KiB, or tuples of them."
+                "most 64 KiB, tuples of them, or objects of a class with the decorator @braintools_ckpt.serializable."
             )
         )
 
@@ -373,6 +373,19 @@ class Encoder:
         moved[id(value)] = len(shared)
         shared.append(value)
         return [REF, moved[id(value)]]
+
+
+def _is_key_again(value: Value) -> bool:
+    """Tell whether what is written for a key can be the key of a dict when it is loaded."""
+    if type(value) is not list or _is_flat_tuple(value):  # as nearly always
+        return True
+    from .decode import decode_key
+
+    try:
+        hash(decode_key(value))
+    except (TypeError, CheckpointError):
+        return False
+    return True
 
 
 def _goes_quickly(handler: Handler | None) -> bool:
