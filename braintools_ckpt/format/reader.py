@@ -477,6 +477,8 @@ def _spec(kind: Any, descr: Any, shape: Any) -> ArraySpec:
     if kind not in _KINDS or type(shape) is not list or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"{kind!r} {shape!r} is no kind and shape of an array")
     dtype = parse(descr)
+    if dtype.subdtype is not None:
+        raise ValueError("a sub-array is the dtype of a field, not of an array")
     if kind != "numpy" and not fits_jax(dtype):
         raise ValueError(f"jax has no arrays of the dtype {dtype}")
     if len(shape) > MAX_NDIM or math.prod(n for n in shape if n) * max(1, dtype.itemsize) >= 1 << 63:

@@ -36,7 +36,7 @@ def _check_tables(document: Document) -> None:
             raise ValueError("a shared value that is a reference itself")
         structure.shared.append(structure.levels(value))
     structure.levels(document.structure)
-    _Grammar(arrays=0).levels(document.metadata)
+    _Grammar(arrays=-1).levels(document.metadata)  # not even an empty run: these are of the table's arrays
 
 
 class _Grammar:

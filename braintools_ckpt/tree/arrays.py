@@ -138,8 +138,8 @@ class StringsHandler(Handler):
         if not all(item is None or type(item) is str for item in items):
             raise TypeError("expected strings")
         filled = [options["na_object"] if item is None else item for item in items]
-        array = np.array(filled, dtype=_STRING_DTYPE(**options))
-        return array.reshape(decoder.sequence(attributes["shape"]))
+        shape = [check(n, range(1 << 63)) for n in decoder.sequence(attributes["shape"])]
+        return np.array(filled, dtype=_STRING_DTYPE(**options)).reshape(shape)
 
 
 class ScalarHandler(Handler):

@@ -23,9 +23,10 @@ from .merge import Merger, constant
 from .mismatch import format_keys
 from .registry import Handler, Registry
 from .requests import Build
-from .scalars import class_name
+from .scalars import check, class_name
 
 _POINTER = struct.calcsize("P")
+_NONE = type(None)
 
 #: Turns a function from a path to an error into the exception to raise: ``Trouble`` while a tree is encoded or
 #: decoded, and ``failing_at`` a path while it is planned.
@@ -140,6 +141,7 @@ class EnumHandler(Handler):
 
     def decode(self, state: Value, attributes: dict[str, Value], decoder: Decoder) -> Any:
         """Give name and value: which class they belong to, only a target can say."""
+        check(state["name"], (str, _NONE))
         return decoder.plain(
             state,
             f"The checkpoint holds a member of the enum {attributes['class']!r}: without a target it is loaded as a "

@@ -14,6 +14,7 @@ import reprlib
 import uuid
 import zoneinfo
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -303,7 +304,8 @@ def _from_datetime(moment: datetime.datetime) -> Any:
 
 def _to_datetime(state: Any) -> datetime.datetime:
     text, fold, zone = state
-    return datetime.datetime.fromisoformat(text).replace(fold=fold, tzinfo=zone)
+    moment: datetime.datetime = _of_text(datetime.datetime, text)
+    return moment.replace(fold=fold, tzinfo=zone)
 
 
 def _from_time(time: datetime.time) -> Any:
@@ -312,7 +314,16 @@ def _from_time(time: datetime.time) -> Any:
 
 def _to_time(state: Any) -> datetime.time:
     text, fold, zone = state
-    return datetime.time.fromisoformat(text).replace(fold=fold, tzinfo=zone)
+    time: datetime.time = _of_text(datetime.time, text)
+    return time.replace(fold=fold, tzinfo=zone)
+
+
+def _of_text(ty: Any, text: str) -> Any:
+    """Read the one form that is written: Python takes others, and offsets from UTC, which would be lost."""
+    made = ty.fromisoformat(text)
+    if made.isoformat() != text or getattr(made, "tzinfo", None) is not None:
+        raise ValueError(f"{text[:80]!r} is not in the form {ty.min.isoformat()}")
+    return made
 
 
 def _from_timezone(zone: datetime.timezone) -> Any:
@@ -379,7 +390,7 @@ VALUES = [
     ValueHandler(
         datetime.datetime, "datetime", [str, range(2), (_NONE, datetime.tzinfo)], _from_datetime, _to_datetime
     ),
-    ValueHandler(datetime.date, "date", str, datetime.date.isoformat, datetime.date.fromisoformat),
+    ValueHandler(datetime.date, "date", str, datetime.date.isoformat, partial(_of_text, datetime.date)),
     ValueHandler(datetime.time, "time", [str, range(2), (_NONE, datetime.tzinfo)], _from_time, _to_time),
     ValueHandler(
         datetime.timedelta,

@@ -17,11 +17,11 @@ def column(numbers, dtype="<u8"):
     return np.array(list(numbers), dtype=dtype).tobytes()
 
 
-def forge(structure=None, arrays=(), blobs=None, *, table=None, raw=None, **index):
+def forge(structure=None, arrays=(), blobs=None, *, table=None, raw=None, text=None, instead=b"", **index):
     """Make a file with any index: its checksums are right, whatever it says.
 
     ``arrays`` are (kind, dtype, shape, bytes); ``table`` and ``index`` replace parts of the table and of the index,
-    and ``raw`` the whole index.
+    and ``raw`` the whole index. Where the index has ``text``, it gets the bytes ``instead``.
     """
     data = b"".join(array[3] for array in arrays)
     blobs = ([data] if data else []) if blobs is None else blobs
@@ -50,6 +50,8 @@ def forge(structure=None, arrays=(), blobs=None, *, table=None, raw=None, **inde
         **index,
     }
     packed = msgpack.packb(whole) if raw is None else raw
+    if text is not None:
+        packed = packed.replace(msgpack.packb(text), instead)
     trailer = struct.pack("<QQQ", len(out), len(packed), xxhash.xxh3_64_intdigest(packed))
     return bytes(out + packed + b"\xc4\x24" + trailer + MAGIC)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgpack
 
-from .forge import ARRAY, BYTE, HEADER, ITEMS, LEAF, LIST, NODE, REF, column, deep, forge
+from .forge import ARRAY, ARRAYS, BYTE, HEADER, ITEMS, LEAF, LIST, NAMED_ARRAYS, NODE, REF, column, deep, forge
 
 TWO = [("numpy", "uint8", [2], b"ab"), ("numpy", "uint8", [2], b"cd")]
 PADDED = {"fields": [["a", "uint8", 0]], "itemsize": 2**31 - 1, "aligned": False}
@@ -51,10 +51,15 @@ INDICES = {
     "library is no text": lambda: forge(1, library=1),
     "header of version 0": lambda: forge(1).replace(HEADER, HEADER[:14] + bytes(4)),
     "metadata with a ref": lambda: forge(1, shared=[1], metadata={"a": [REF, 0]}),
+    "metadata with an empty run": lambda: forge(1, metadata={"a": [ARRAYS, 0, 0]}),
+    "features are nil": lambda: forge(1, features=None),
+    "features are text": lambda: forge(1, features="zstd"),
+    "more levels than MessagePack reads": lambda: forge("x", text="x", instead=b"\x92\x00" * 1023 + b"\x91\x01"),
 }
 TABLES = {
     "spec outside": of_table(spec=column([5], "<u4")),
     "spec is no bytes": of_table(spec=[0]),
+    "block is a float": of_table(hash_block=16.0),
     "spec of odd length": of_table(spec=b"\x00\x00"),
     "spec of other length": of_table(spec=column([0, 0], "<u4")),
     "specs is no list": of_table(specs=7),
@@ -123,6 +128,17 @@ SPECS = {
     "jax big-endian": of_spec("jax", ">float32", [1], b"aaaa"),
     "jax records": of_spec("jax", {"fields": [["a", "uint8", 0]], "itemsize": 1, "aligned": False}, [1]),
     "jax weak bool": of_spec("jax", "V1", [1]),
+    "jax long double": of_spec("jax", "float128", [1], b"a" * 16),
+    "a sub-array": of_spec("numpy", ["uint8", [2]], [1], b"aa"),
+    "two names alike": of_spec(
+        "numpy", {"fields": [["a", "uint8", 0], ["a", "uint8", 1]], "itemsize": 2, "aligned": False}, [1], b"aa"
+    ),
+    "a title that is a name": of_spec(
+        "numpy", {"fields": [["a", "uint8", 0, "b"], ["b", "uint8", 1]], "itemsize": 2, "aligned": False}, [1], b"aa"
+    ),
+    "sub-array of text without characters": of_spec(
+        "numpy", {"fields": [["a", ["U0", [2]], 0]], "itemsize": 0, "aligned": False}, [1], b""
+    ),
     "text that is none": of_spec("numpy", "U1", [1], b"\xff\xff\xff\xff"),
 }
 STRUCTURES = {
@@ -150,6 +166,30 @@ STRUCTURES = {
     "kind is nil": of_structure([None]),
     "empty array": of_structure([]),
     "items of odd length": of_structure([ITEMS, 1]),
+    "run that goes too far": of_structure([ARRAYS, 0, 2]),
+    "empty run behind all arrays": of_structure([ARRAYS, 2, 0]),
+    "named run with a name twice": of_structure([NAMED_ARRAYS, 0, "a", "a"]),
+    "items with a set as key": of_structure([ITEMS, [LEAF, "set", [LIST, 1]], 1]),
+    "items with a subclass of list as key": of_structure([ITEMS, [NODE, "list", [LIST, 1], {"class": "m.L"}], 1]),
+    "items with an unknown list as key": of_structure([ITEMS, [LEAF, "new", [LIST, 1]], 1]),
+    "items with tuples that are equal": of_structure(
+        [ITEMS, [NODE, "tuple", [LIST, 1]], 1, [NODE, "namedtuple", {"a": True}, {"class": "P"}], 2]
+    ),
+    "items with frozensets that are equal": of_structure(
+        [ITEMS, [LEAF, "frozenset", [LIST, 1, 2]], 1, [LEAF, "frozenset", [LIST, 2, 1.0]], 2]
+    ),
+    "items with one member of an enum twice": of_structure(
+        [ITEMS, *(part for v in (1, 2) for part in ([LEAF, "enum", {"name": "A", "value": v}, {"class": "m.E"}], v))]
+    ),
+    "items with an int and its subclass": of_structure([ITEMS, 5, 1, [LEAF, "int", 5, {"class": "m.I"}], 2]),
+    "items with an array in a key": of_structure(
+        [
+            ITEMS,
+            [NODE, "tuple", [LIST, [LEAF, "array", b"a", {"dtype": "uint8", "shape": [LIST, 1], "kind": "numpy"}]]],
+            1,
+        ]
+    ),
+    "a list that is a reference": of_structure([NODE, "tuple", [REF, 0]], shared=[[LIST, 1]]),
     "items with a key twice": of_structure([ITEMS, 1, "a", 1, "b"]),
     "items with equal keys": of_structure([ITEMS, 1, "a", 1.0, "b"]),
     "items with a list as key": of_structure([ITEMS, [LIST], 1]),
