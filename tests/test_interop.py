@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from hostile import attacks
 from hostile.forge import forge
 from hostile.indices import INDICES, SPECS, STRUCTURES, TABLES
 from hostile.make import cases
+from hostile.states import EXTRA, WRONG
 from hypothesis import given
 from test_format import EXPECTED, GOLDEN, SIMPLE, small_layout
 from trees import JAX_DTYPES, ML_DTYPES, NUMPY_DTYPES, Plain, Recorded, checkpointable_trees, fill
@@ -238,6 +240,21 @@ def test_it_finds_other_files(reader):
 @pytest.mark.parametrize("make", cases(INDICES, TABLES, SPECS, STRUCTURES))
 def test_it_refuses_what_the_document_refuses(reader, make):
     assert refused(reader, make())
+
+
+WRONG_STATES = {f"{tag} {i}": state for tag, states in WRONG.items() for i, state in enumerate(states)}
+#: What only libraries know: which dates and time zones there are, and what a mantissa may be.
+UNKNOWN_TO_IT = {"datetime 1", "date 0", *(f"zoneinfo {i}" for i in range(6)), "brainunit.Quantity 5"}
+
+
+@pytest.mark.parametrize("name", WRONG_STATES)
+def test_it_refuses_states_that_a_tag_cannot_have(reader, name):
+    assert refused(reader, forge({"a": WRONG_STATES[name]}, EXTRA)) is (name not in UNKNOWN_TO_IT)
+
+
+@pytest.mark.parametrize("name", ["arrays that are mostly padding", "arrays of nothing"])
+def test_it_refuses_arrays_that_are_far_larger_in_memory(reader, name):
+    assert refused(reader, attacks.REFUSED[name]())
 
 
 def test_unknown_features_and_keys(reader):

@@ -128,6 +128,8 @@ SPECS = {
     "jax big-endian": of_spec("jax", ">float32", [1], b"aaaa"),
     "jax records": of_spec("jax", {"fields": [["a", "uint8", 0]], "itemsize": 1, "aligned": False}, [1]),
     "jax weak bool": of_spec("jax", "V1", [1]),
+    "jax complex32": of_spec("jax", "complex32", [1], b"a" * 4),
+    "jax float6_e2m3fn": of_spec("jax_weak", "float6_e2m3fn", [1]),
     "jax long double": of_spec("jax", "float128", [1], b"a" * 16),
     "a sub-array": of_spec("numpy", ["uint8", [2]], [1], b"aa"),
     "two names alike": of_spec(

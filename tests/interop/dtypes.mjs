@@ -128,12 +128,12 @@ function parseName(name) {
   let dtype;
   if (Object.hasOwn(NAMED, plain)) {
     const [size, read] = NAMED[plain];
-    dtype = { stored: size, memory: size, read, single: size === 1 };
+    dtype = { stored: size, memory: size, read, single: ["bool", "int8", "uint8"].includes(plain) };
   } else if (FLEXIBLE.test(plain)) {
     const [, kind, digits] = FLEXIBLE.exec(plain);
     const size = Number(digits) * (kind === "U" ? 4 : 1);
     const read = { U: text, S: (bytes) => hex(withoutZeros(bytes)), V: hex }[kind];
-    dtype = { stored: size, memory: size, read, single: kind !== "U" };
+    dtype = { stored: size, memory: size, read, single: kind !== "U", flexible: true };
   } else if (TIME.test(plain)) {
     const count = TIME.exec(plain)[1];
     require(count !== "1" && Number(count ?? 1) <= MAX_ITEMSIZE, `the dtype ${name}`);
@@ -161,6 +161,8 @@ function parse(description, counted, level = 0) {
 
 function subArray(base, count) {
   require(Math.max(count, base.memory * count) <= MAX_ITEMSIZE, "a sub-array that is too large");
+  require(!(base.flexible && base.memory === 0), "a sub-array of text without characters");
+  require(base.stored > 0 || count <= 2 ** 24, "a sub-array of too many elements without bytes");
   const read = (bytes) => split(bytes, base.stored, count).map(base.read);
   return { stored: base.stored * count, memory: base.memory * count, read };
 }
@@ -175,11 +177,13 @@ function record(description, counted, level) {
   require(counted.fields <= MAX_FIELDS, "too many fields");
   const fields = rows.map((row) => {
     require(Array.isArray(row) && (row.length === 3 || row.length === 4) && isSize(row[2]), "no field");
-    require(typeof row[0] === "string" && typeof (row[3] ?? "") === "string", "a field without a name");
+    require(typeof row[0] === "string" && (row.length < 4 || typeof row[3] === "string"), "a field without a name");
     const dtype = parse(row[1], counted, level + 1);
     require(Number(row[2]) + dtype.memory <= Number(size), "a field that ends after its record");
     return dtype;
   });
+  const names = rows.flatMap(([name, , , ...title]) => [name, ...title]);
+  require(new Set(names).size === names.length, "fields of one name or title");
   const read = (bytes) => {
     let at = 0;
     return fields.map((field) => field.read(bytes.subarray(at, (at += field.stored))));
@@ -197,14 +201,15 @@ export function parseDtype(description) {
   return parse(description, { fields: 0 });
 }
 
-const isJax = (name) => typeof name === "string" && !/^(>|[USV]|datetime|timedelta|(float|complex)(96|128|192|256))/.test(name);
+const NOT_IN_JAX = /^(>|[USV]|datetime|timedelta|float(6_|96|128)|b?complex(32|192|256))/;
+const isJax = (name) => typeof name === "string" && !NOT_IN_JAX.test(name);
 
 /** A row of `specs`: kind, dtype and shape, and that they are not too large. */
 export function parseSpec(row) {
   require(Array.isArray(row) && row.length === 3, "no spec");
   const [kind, description, shape] = row;
   require(["numpy", "jax", "jax_weak"].includes(kind), `the kind ${kind}`);
-  require(kind === "numpy" || description === "complex128" || isJax(description), `an array of jax of the dtype ${description}`);
+  require(kind === "numpy" || isJax(description), `an array of jax of the dtype ${description}`);
   require(Array.isArray(shape) && shape.length <= MAX_DIMENSIONS, "no shape");
   require(shape.every((n) => typeof n === "bigint" && n >= 0n), "no shape");
   const dtype = parseDtype(description);
@@ -212,8 +217,13 @@ export function parseSpec(row) {
   const [stored, memory] = [size * BigInt(dtype.stored), size * BigInt(dtype.memory)];
   require(product(shape.filter((n) => n)) * BigInt(Math.max(1, dtype.memory)) < 2n ** 63n, "a shape that is too large");
   require(stored > 0n || size <= 2n ** 24n, "too many elements without bytes");
-  require(memory <= 2n ** 26n || memory <= 256n * stored, "an array far larger in memory than in the file");
-  return { kind, description, dtype, shape: shape.map(Number), size: Number(size) };
+  checkGrowth(memory, stored);
+  return { kind, description, dtype, shape: shape.map(Number), size: Number(size), memory };
+}
+
+/** One array, or all of a file together. */
+export function checkGrowth(memory, stored) {
+  require(memory <= 2n ** 26n || memory <= 256n * stored, "arrays far larger in memory than in the file");
 }
 
 export const storedSize = (spec) => spec.size * spec.dtype.stored;

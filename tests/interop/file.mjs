@@ -3,7 +3,7 @@
 import { decompress } from "fzstd";
 import { createXXHash3 } from "hash-wasm";
 
-import { NDArray, parseSpec, storedSize } from "./dtypes.mjs";
+import { NDArray, checkGrowth, parseSpec, storedSize } from "./dtypes.mjs";
 import { decode, objects, require } from "./msgpack.mjs";
 
 const MAGIC = Uint8Array.from([0x89, 0x42, 0x54, 0x43, 0x4b, 0x50, 0x54, 0x0d, 0x0a, 0x1a, 0x0a, 0x00]);
@@ -67,7 +67,7 @@ export class Checkpoint {
     }
     require(index.get("format") === 1n, "an index of another version");
     require(typeof index.get("library") === "string", "a library that is no str");
-    const features = index.get("features") ?? [];
+    const features = index.has("features") ? index.get("features") : [];
     require(Array.isArray(features), "features that are no array");
     for (const feature of features) require(feature === "zstd", `the unknown feature ${feature}`);
     this.compressed = features.includes("zstd");
@@ -186,6 +186,8 @@ export class Checkpoint {
     const sizes = this.specSizes();
     this.offsets = this.column("offset", 8);
     require(this.offsets.length === sizes.length, "columns that differ");
+    const [memory, stored] = [this.specOf.map((spec) => spec.memory), sizes.map(BigInt)];
+    checkGrowth(...[memory, stored].map((column) => column.reduce((a, b) => a + b, 0n)));
     const ranges = sizes.map((size, i) => [this.offsets[i], this.offsets[i] + size]);
     require(ranges.every(([, end]) => end <= this.total), "an array outside of the blobs");
     const held = ranges.filter(([start, end]) => end > start).sort(([a], [b]) => a - b);

@@ -15,6 +15,8 @@ export class Float {
 
 export class Refused extends Error {}
 
+const MAX_LEVELS = 1024;
+
 export function require(condition, message) {
   if (!condition) throw new Refused(message);
 }
@@ -73,15 +75,19 @@ class FaithfulDecoder extends Decoder {
     this.sizes.set(this.stack.top().map, size);
   }
 
-  faithful(object) {
+  faithful(object, level = 0) {
     if (typeof object === "number") return BigInt(object);
-    if (Array.isArray(object)) return object.map((item) => this.faithful(item));
+    if (Array.isArray(object)) {
+      require(level < MAX_LEVELS, "more levels than MessagePack libraries read");
+      return object.map((item) => this.faithful(item, level + 1));
+    }
     if (object === null || typeof object !== "object" || object instanceof Uint8Array || object instanceof Float) {
       return object;
     }
+    require(level < MAX_LEVELS, "more levels than MessagePack libraries read");
     const entries = Object.entries(object);
     require(entries.length === (this.sizes.get(object) ?? 0), "a map that has a key twice");
-    return new Map(entries.map(([key, value]) => [key.slice(1), this.faithful(value)]));
+    return new Map(entries.map(([key, value]) => [key.slice(1), this.faithful(value, level + 1)]));
   }
 }
 

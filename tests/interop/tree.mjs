@@ -2,6 +2,7 @@
 
 import { NDArray, parseDtype, parseSpec } from "./dtypes.mjs";
 import { Float, require } from "./msgpack.mjs";
+import { any, formsOf } from "./states.mjs";
 
 export class List {
   constructor(items) {
@@ -137,9 +138,9 @@ export class Tree {
   readItems(rest) {
     const pairs = [];
     for (let i = 0; i < rest.length; i += 2) pairs.push([this.read(rest[i]), this.read(rest[i + 1])]);
-    pairs.forEach(([key]) => checkKey(key));
-    const keys = pairs.map(([key]) => sameKey(key));
-    require(new Set(keys).size === keys.length, "a key that occurs twice");
+    const keys = pairs.map(([key]) => key);
+    keys.forEach(checkKey);
+    requireDistinct(keys, "a key");
     return new Dict(pairs);
   }
 
@@ -156,6 +157,7 @@ export class Tree {
     const make = MAKERS.get(tag);
     const state = this.readPart(packed);
     const made = make ? make(state, attributes) : state;
+    checkForm(tag, packed, made, attributes);
     if (UNTAGGED.has(tag) && !attributes.has("class")) return made;
     return new Tagged(tag, made, [...attributes]);
   }
@@ -166,13 +168,49 @@ const isPlace = (n, count) => typeof n === "bigint" && n >= 0n && n < BigInt(cou
 /** Tags that say how a value is written, and not that it is anything else. */
 const UNTAGGED = new Set(["int", "str", "bytes", "array", "numpy.scalar"]);
 
+const FORMS = new Map(Object.entries(formsOf({ List, Dict, Tagged })));
+
+/** A known tag has the state and the attributes that its table says; others it may have as well. */
+function checkForm(tag, packed, state, attributes) {
+  if (!FORMS.has(tag)) return;
+  const [form, forms = {}] = FORMS.get(tag);
+  const isPart = state instanceof List || state instanceof Dict;
+  require(form(state) && !(isPart && packed[0] === REF && form !== any), `a ${tag} of something else`);
+  for (const [name, form] of Object.entries(forms)) {
+    require(attributes.has(name) ? form(attributes.get(name)) : form.optional, `the attribute ${name} of a ${tag}`);
+  }
+  const count = attributes.get("maxlen");
+  require(tag !== "deque" || count === undefined || count >= BigInt(state.items.length), "more than a deque holds");
+  if (tag === "set" || tag === "frozenset") {
+    state.items.forEach(checkKey);
+    requireDistinct(state.items, "an element");
+  }
+  if (tag === "numpy.strings") {
+    const size = attributes.get("shape").items.reduce((a, b) => a * b, 1n);
+    require(size === BigInt(state.items.length), "strings of another shape");
+    require(attributes.has("na") || !state.items.includes(null), "strings of which some are missing");
+  }
+}
+
+function requireDistinct(values, what) {
+  const same = values.map(sameKey);
+  require(new Set(same).size === same.length, `${what} that occurs twice`);
+}
+
+/** Tags of what can be changed, which is no key and no element of a set. */
+const CHANGEABLE = new Set("list deque dict OrderedDict defaultdict Counter set bytearray".split(" "));
+const OF_KEYS = new Set(["tuple", "namedtuple", "frozenset"]);
+
 /** Keys are values that cannot be changed, and whole. */
 function checkKey(key) {
-  require(!(key instanceof List || key instanceof Dict), "a key that is a list or a dict");
+  require(!(key instanceof List || key instanceof Dict || key instanceof NDArray), "a key that is a list, dict or array");
   if (!(key instanceof Tagged)) return;
-  if (key.state instanceof List) key.state.items.forEach(checkKey);
-  if (key.state instanceof Dict) key.state.pairs.forEach(([, item]) => checkKey(item));
+  require(!CHANGEABLE.has(key.tag), `a key that is a ${key.tag}`);
+  if (OF_KEYS.has(key.tag)) partsOf(key.state).forEach(checkKey);
+  else if (!FORMS.has(key.tag) && !MAKERS.has(key.tag) && !key.tag.startsWith("class:")) checkKey(key.state);
 }
+
+const partsOf = (state) => state.items ?? state.pairs.map(([, item]) => item);
 
 /** A text that equal keys have in common, and others have not: true, 1 and 1.0 are equal, a nan is equal to nothing. */
 function sameKey(key) {
@@ -184,12 +222,30 @@ function sameKey(key) {
     return `number ${Number.isInteger(number) ? BigInt(number) : number}`;
   }
   if (key instanceof Uint8Array) return `bytes ${Buffer.from(key).toString("hex")}`;
+  if (key instanceof Scalar) return `scalar ${JSON.stringify(plain(key.description))} ${JSON.stringify(key.element)}`;
+  if (key instanceof List || key instanceof Dict) return all("", [...(key.items ?? key.pairs.flat())].map(sameKey));
   if (!(key instanceof Tagged)) return `${typeof key} ${JSON.stringify(key)}`;
-  const { state, attributes } = key;
-  const parts = [state, ...attributes.map(([, item]) => item)].flatMap((part) => part?.items ?? part?.pairs?.flat() ?? part);
-  const below = parts.map(sameKey);
-  if (below.some((part) => typeof part === "symbol")) return Symbol("with a nan");
-  return `${key.tag} ${JSON.stringify(below)}`;
+  const { tag, state } = key;
+  if (OF_KEYS.has(tag)) {
+    const parts = partsOf(state).map(sameKey);
+    return tag === "frozenset" ? all("frozenset", parts.sort(byText)) : all("tuple", parts);
+  }
+  if (["int", "float", "str", "bytes"].includes(tag)) return sameKey(state); // of a class derived from it
+  const attributes = new Map(key.attributes);
+  if (state instanceof Dict && new Map(state.pairs).has("name") && attributes.has("class")) {
+    return all(tag, [tag === "enum" ? attributes.get("class") : "", new Map(state.pairs).get("name")].map(sameKey));
+  }
+  return all(tag, [sameKey(state), ...[...attributes].flat().map(sameKey)]);
+}
+
+const byText = (a, b) => (String(a) < String(b) ? -1 : 1);
+
+/** What has a nan in it is equal to nothing. */
+const all = (name, parts) => (parts.some((part) => typeof part === "symbol") ? Symbol("nan") : `${name} ${JSON.stringify(parts)}`);
+
+function plain(value) {
+  if (value instanceof Map) return [...value].map(([key, item]) => [key, plain(item)]);
+  return Array.isArray(value) ? value.map(plain) : String(value);
 }
 
 function integer(state) {
@@ -228,12 +284,6 @@ function text(state) {
   return out;
 }
 
-function complex(state) {
-  require(state instanceof List && state.items.length === 2, "a complex number of something else");
-  require(state.items.every((part) => part instanceof Float), "a complex number of something else");
-  return state;
-}
-
 /** A dtype description is a value like any other in the structure: back to the form that it has in `specs`. */
 function description(value) {
   if (value instanceof List) return value.items.map(description);
@@ -242,7 +292,7 @@ function description(value) {
 
 function scalar(state, attributes) {
   const form = description(attributes.get("dtype"));
-  const dtype = parseDtype(form);
+  const { dtype } = parseSpec(["numpy", form, []]);
   require(state instanceof Uint8Array && state.length === dtype.stored, "a scalar of another size");
   return new Scalar(form, dtype.read(state));
 }
@@ -270,13 +320,10 @@ function unit(state, attributes) {
 /** In early files a quantity's unit is not an object of its own. */
 function quantity(state, attributes) {
   const value = attributes.get("unit");
-  if (value instanceof Dict) attributes.set("unit", new Tagged("brainunit.Unit", null, [["unit", value]]));
-  require(attributes.get("unit") instanceof Tagged, "a quantity without a unit");
-  return state;
-}
-
-function enumMember(state) {
-  require(state instanceof Dict && state.pairs.some(([key]) => key === "name"), "a member of an enum without a name");
+  if (value instanceof Dict) {
+    checkForm("brainunit.Unit", null, null, new Map([["unit", value]]));
+    attributes.set("unit", new Tagged("brainunit.Unit", null, [["unit", value]]));
+  }
   return state;
 }
 
@@ -291,8 +338,6 @@ const MAKERS = new Map(
     str: text,
     bytes,
     bytearray: bytes,
-    complex,
-    enum: enumMember,
     array: inlineArray,
     "numpy.scalar": scalar,
     "numpy.dtype": numpyDtype,
