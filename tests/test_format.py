@@ -306,7 +306,7 @@ def test_every_tag_and_dtype_of_the_code_is_in_the_document():
 
 
 def test_the_limits_in_the_document_are_those_of_the_code():
-    from braintools_ckpt import dtypes
+    from braintools_ckpt import claims, dtypes
     from braintools_ckpt.format import structure
     from braintools_ckpt.tree import encode
 
@@ -317,7 +317,9 @@ def test_the_limits_in_the_document_are_those_of_the_code():
         "bytes that a compressed blob stands for": layout.MAX_FRAME,
         "dimensions of an array or a sub-array": dtypes.MAX_NDIM,
         "elements without stored bytes": dtypes.MAX_EMPTY,
-        "bytes of an array in memory": (dtypes.MAX_UNSTORED, dtypes.MAX_GROWTH),
+        "bytes in memory of an array, and of all arrays together": (dtypes.MAX_UNSTORED, dtypes.MAX_GROWTH),
+        "bits of the ints of a `fraction` and of a `numpy.seedsequence`": claims._MOST_BITS,
+        "padding before the head of a blob": layout.PAGE - 1,
         "itemsize, offset of a field, product of sub-array lengths": dtypes.MAX_ITEMSIZE,
         "levels of fields, fields of a dtype": (dtypes.MAX_DEPTH, dtypes.MAX_FIELDS),
         "levels of the structure, of a shared value, of the metadata": structure._MAX_LEVELS,
