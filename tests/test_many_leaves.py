@@ -1508,21 +1508,22 @@ GOALS = [
 @pytest.mark.parametrize("name", MISPLACED)
 def test_a_run_where_none_can_be_is_refused(name):
     data = forge(MISPLACED[name], BYTES)
-    with pytest.raises((bt.CorruptCheckpointError, bt.HandlerError)):  # a class may have changed
+    refused = (bt.CorruptCheckpointError, bt.HandlerError)  # the latter where a class may have changed
+    with pytest.raises(refused):
         bt.msgpack_loads(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for options in ({"raw": True}, {"arrays": "jax"}, {"arrays": "numpy"}, {"rename": lambda path: f"z/{path}"}):
-            with contextlib.suppress(bt.CorruptCheckpointError):
+            with contextlib.suppress(*refused):
                 bt.msgpack_loads(data, **options)
         for goal, mode in itertools.product(GOALS, ("error", "ignore")):
-            with contextlib.suppress(bt.CorruptCheckpointError, MismatchError, bt.HandlerError):
+            with contextlib.suppress(*refused, MismatchError):
                 bt.msgpack_loads(data, goal, mismatch=mode)
         with contextlib.suppress(bt.CorruptCheckpointError), bt.open_checkpoint(io.BytesIO(data)) as checkpoint:
             repr(checkpoint)
             for path in checkpoint.paths:
                 str(checkpoint.specs[path])
-                with contextlib.suppress(bt.CorruptCheckpointError):
+                with contextlib.suppress(*refused):
                     checkpoint[path]
                 with contextlib.suppress(bt.CorruptCheckpointError, TypeError):
                     checkpoint.read(path)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..document import LIST, Document, Value
-from ..errors import HandlerError, LinkedPath, SerializationError
+from ..errors import CorruptCheckpointError, HandlerError, LinkedPath, SerializationError
 from .classes import (
     Fail,
     attributes_of,
