@@ -343,9 +343,10 @@ def place(arrays: Sequence[np.ndarray[Any, Any]], wants: Sequence[Want]) -> list
     return placed
 
 
-#: As many arrays of one shape and dtype are worth compiling a function for, which takes in this many at once.
+#: As many arrays of one shape and dtype are worth compiling a function for.
 _MANY = 512
-_AT_ONCE = 32
+#: How many it takes in at once: more take less time for each, but longer to compile, which pays from so many on.
+_AT_ONCE, _AT_ONCE_OF_MORE, _MORE = 16, 32, 5000
 
 
 _identity: Any = jax.jit(lambda *arrays: arrays)
@@ -361,9 +362,10 @@ def _put_alike(arrays: list[np.ndarray[Any, Any]]) -> list[Any]:
     if isinstance(made[0], jax.core.Tracer):  # within a function that jax is tracing
         return [*made, *jax.device_put(arrays[1:])]
     place = made[0].sharding
+    step = _AT_ONCE if len(arrays) < _MORE else _AT_ONCE_OF_MORE
     if _compiles_as_it_is() and all(device.platform == "cpu" for device in place.device_set):
-        for start in range(1, len(arrays) - _AT_ONCE + 1, _AT_ONCE):
-            taken = _identity(*arrays[start : start + _AT_ONCE])
+        for start in range(1, len(arrays) - step + 1, step):
+            taken = _identity(*arrays[start : start + step])
             if taken[0].sharding != place:  # a mesh is set: then jax places what it computes in another way
                 break
             made += taken
