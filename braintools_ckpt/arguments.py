@@ -91,7 +91,7 @@ def make_options(
         raise ValueError("raw=True gives the plain state dict and takes no target; pass one or the other.")
     if only is not None and target is None:
         raise ValueError("only= chooses states of the modules in a target: pass target=.")
-    if report is not None and not callable(report):
+    if report is not None and (not callable(report) or isinstance(report, type)):
         raise TypeError(f"report must be a function of one LoadReport, such as print, got {report!r}.")
     return Options(mismatch, partial, units, arrays, only=only, report=report)
 

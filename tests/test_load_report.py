@@ -118,7 +118,7 @@ def test_nothing_is_said_of_a_load_that_failed():
         msgpack_loads(msgpack_dumps({"a": 1}), {"b": 1}, report=pytest.fail)
 
 
-@pytest.mark.parametrize("report", [True, "print", []])
+@pytest.mark.parametrize("report", [True, "print", [], LoadReport])
 def test_reports_go_to_functions(report):
     with pytest.raises(TypeError, match="report must be a function of one LoadReport, such as print"):
         msgpack_loads(msgpack_dumps(1), report=report)

@@ -31,6 +31,7 @@ import numpy as np
 from ..document import ARRAY, ITEMS, LEAF, LIST, ArraySpec, Document, LiveArrays, Value
 from ..dtypes import MAX_NDIM, ML_DTYPES, describe, parse, storage_dtype
 from ..errors import CorruptCheckpointError, LinkedPath, SerializationError, format_array, format_path, unlink
+from .complete import check_complete
 
 if TYPE_CHECKING:
     from ..storage.sinks import Sink
@@ -307,6 +308,7 @@ def read_state_dict(buffer: bytes | memoryview, name: str) -> Document:
     reader = _Reader()
     limit = len(buffer)
     try:
+        check_complete(buffer)
         structure = msgpack.unpackb(
             buffer,
             ext_hook=reader.ext,

@@ -26,6 +26,7 @@ from ..walking import walking
 from . import layout
 from .blob_reader import BlobReader, column
 from .blob_reader import corrupt as _corrupt
+from .complete import check_complete
 from .pipeline import processors
 from .structure import check_structure
 
@@ -153,6 +154,7 @@ def _read_index(source: Source) -> dict[str, Any]:
     if xxhash.xxh3_64_intdigest(data) != digest:
         raise _corrupt(source, "the checksum of its index does not match")
     try:
+        check_complete(data)
         index = msgpack.unpackb(
             data,
             strict_map_key=True,

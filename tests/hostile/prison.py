@@ -27,8 +27,8 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.par
 import braintools_ckpt as bt  # noqa: E402
 
 SECONDS = 5
-#: In KiB, beside the file; the reader of MessagePack alone makes 64 MiB of lists that a file only claims.
-MOST_MEMORY = 68 << 10
+#: In KiB, beside the file.
+MOST_MEMORY = 64 << 10
 #: Events of the interpreter that a file must not cause: see the table of audit events in Python's documentation.
 FORBIDDEN = {
     *("exec", "compile", "import", "code.__new__", "marshal.loads", "pickle.find_class", "ctypes.dlopen"),
