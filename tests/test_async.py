@@ -25,28 +25,23 @@ import brainstate
 import brainunit as u
 import jax
 import jax.numpy as jnp
+import leftovers
 import ml_dtypes
 import numpy as np
 import pytest
 from trees import assert_same
 
 import braintools_ckpt as bt
-from braintools_ckpt import at_exit
 from braintools_ckpt.adapters import jax as jax_adapter
-from braintools_ckpt.storage import outcome, turns
+from braintools_ckpt.storage import turns
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
 def _all_is_seen():
-    """Leave no failure behind, which would end the process of the tests with an exit code of 1."""
     yield
-    unseen = outcome.failures.present()
-    outcome.failures.entries.clear()
-    assert not unseen
-    assert not turns.line.present()
-    assert not at_exit.saves.present()
+    leftovers.assert_none()
 
 
 class Gate(bt.AsyncManager):

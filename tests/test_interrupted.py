@@ -22,6 +22,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import leftovers
 import numpy as np
 import pytest
 
@@ -40,11 +41,7 @@ PACKAGE = str(Path(bt.__file__).parent)
 @pytest.fixture(autouse=True)
 def _nothing_is_left():
     yield
-    unseen = outcome.failures.present()
-    outcome.failures.entries.clear()
-    assert not unseen
-    assert not turns.line.present()
-    assert not at_exit.saves.present()
+    leftovers.assert_none()
     assert not walking._walks.present()
 
 
