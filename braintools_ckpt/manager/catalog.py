@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import os
 import stat
 import threading
@@ -62,20 +63,30 @@ class Catalog:
         """Give the path of a step."""
         return os.path.join(self.directory, self.names.of(step))
 
-    def entries(self) -> list[Entry]:
-        """Look at the directory, and give what it holds, the lowest step first."""
+    def entries(self, *, trusting: bool = False) -> list[Entry]:
+        """Look at the directory, and give what it holds, the lowest step first.
+
+        Parameters
+        ----------
+        trusting : bool
+            Take it that no file was written to since it was read: then only those are looked at that are new, or have
+            taken the place of others. To list the names of a directory takes little time, to look at each file much.
+        """
         with self._lock:
             found = {}
-            for name, step in self._files():
-                entry = self._look(name, step)
+            for name, inode in self._files():
+                entry = self._known.get(name)
+                if not (trusting and entry is not None and entry[0] is not None and entry[0][0] == inode):
+                    step = self.names.step(name)
+                    entry = None if step is None else self._look(name, step)
                 if entry is not None:
                     found[name] = entry
             self._known = found
-            return sorted((entry for _, entry in found.values()), key=lambda entry: entry.step)
+            return sorted((entry for _, entry in found.values()), key=operator.attrgetter("step"))
 
-    def infos(self) -> list[StepInfo]:
-        """Give what is known of all valid checkpoints, the lowest step first."""
-        return [entry.info for entry in self.entries() if entry.info is not None]
+    def infos(self, *, trusting: bool = False) -> list[StepInfo]:
+        """Give what is known of all valid checkpoints, the lowest step first; as `entries` does."""
+        return [entry.info for entry in self.entries(trusting=trusting) if entry.info is not None]
 
     def look(self, step: int) -> Entry | None:
         """Look at the file of one step; None if there is none."""
@@ -89,11 +100,12 @@ class Catalog:
             return found[1]
 
     def _files(self) -> list[tuple[str, int]]:
+        """Give the names in the directory, and the numbers by which the file system knows the files."""
         try:
-            names = os.listdir(self.directory)
+            with os.scandir(self.directory) as files:
+                return [(file.name, file.inode()) for file in files]
         except FileNotFoundError:
             return []
-        return [(name, step) for name in names if (step := self.names.step(name)) is not None]
 
     def _look(self, name: str, step: int) -> tuple[_Mark | None, Entry] | None:
         path = os.path.join(self.directory, name)

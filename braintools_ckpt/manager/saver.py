@@ -125,7 +125,7 @@ class Saver:
         pending = self._pending()
         if pending:
             return max(pending, key=lambda step: (pending[step], step))
-        infos = self._catalog.infos()
+        infos = self._catalog.infos(trusting=True)
         return infos[-1].step if infos else None
 
     def _overwrite(self, step: int, force: bool) -> bool:
@@ -146,7 +146,7 @@ class Saver:
     def _delete_what_nobody_keeps(self, saved: int) -> None:
         if self._keep is None:
             return
-        infos = self._catalog.infos()
+        infos = self._catalog.infos(trusting=True)
         try:
             unwanted = to_delete(infos, self._keep, time.time(), saved)
         except Exception:  # noqa: BLE001  (the checkpoint is saved all the same)
@@ -154,7 +154,9 @@ class Saver:
             return
         for info in unwanted:
             try:
-                os.unlink(info.path)
+                entry = self._catalog.look(info.step)
+                if entry is not None and entry.info is not None and entry.info.time == info.time:
+                    os.unlink(info.path)
             except FileNotFoundError:
                 pass
             except OSError as error:  # it is tried again after the next save
