@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from braintools_ckpt import CheckpointManager
-from braintools_ckpt.storage.local import _TEMPORARY_NAME
+from braintools_ckpt.storage.temporary import TEMPORARY_NAME
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "tests" / "harness" / "crash.py"
@@ -27,7 +27,7 @@ def run_and_kill(folder, rng):
     command = [sys.executable, str(SCRIPT), str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         begun = process.stdout.readline().split()
-        left = {name for name in os.listdir(folder) if _TEMPORARY_NAME.fullmatch(name)}
+        left = {name for name in os.listdir(folder) if TEMPORARY_NAME.fullmatch(name)}
         left = {name for name in left if f"-{process.pid}-" not in name}
         lines = [process.stdout.readline()]
         time.sleep(rng.uniform(0, 0.03))
@@ -60,7 +60,7 @@ def test_every_start_goes_on_from_the_last_finished_save(tmp_path, request):
             begun, saved, left = run_and_kill(tmp_path, rng)
             assert begun >= finished
             assert left == set()
-            leftovers += any(_TEMPORARY_NAME.fullmatch(name) for name in os.listdir(tmp_path))
+            leftovers += any(TEMPORARY_NAME.fullmatch(name) for name in os.listdir(tmp_path))
             finished = saved
     finally:
         is_over.set()

@@ -43,8 +43,8 @@ from braintools_ckpt.storage import (
     atomic_write,
     buffers,
     clean_temporaries,
-    local,
     open_source,
+    temporary,
 )
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -1150,7 +1150,7 @@ def test_macos_is_asked_to_empty_the_cache_of_the_drive(known, calls, tmp_path, 
 def test_the_poorest_platform(tmp_path, monkeypatch):
     for name in ["writev", "preadv", "pread", "link", "fchmod", "sysconf"]:
         monkeypatch.delattr(os, name)
-    monkeypatch.setattr(local, "fcntl", None)
+    monkeypatch.setattr(temporary, "fcntl", None)
     monkeypatch.setattr(os, "open", fail_with(errno.EACCES, os.open, lambda path, *rest: os.path.isdir(path)))
     path = tmp_path / "a" / "model"
     write(path, b"one", overwrite=False)

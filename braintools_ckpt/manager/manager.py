@@ -22,8 +22,8 @@ from ..async_manager import AsyncManager
 from ..errors import (
     CheckpointNotFoundError,
 )
-from ..storage.local import clean_temporaries
 from ..storage.outcome import is_shown
+from ..storage.temporary import clean_temporaries
 from ..warn import warn
 from .catalog import Catalog
 from .loader import Loader, Which

@@ -1,8 +1,9 @@
 """Places to write bytes to and to read them from: local files, memory, and file objects."""
 
-from .local import atomic_write, clean_temporaries
+from .local import atomic_write
 from .sinks import Buffer, BytesSink, FileSink, Sink, StreamSink
 from .sources import BufferSource, LocalSource, Source, StreamSource, open_source
+from .temporary import clean_temporaries
 
 __all__ = [
     "Buffer",

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, Protocol, Self
 
 from ..errors import CheckpointNotFoundError, CorruptCheckpointError, InvalidCheckpointPath
 from .buffers import Buffer, batches, drop, flat
-from .local import naming
 from .sinks import file_name
+from .temporary import naming
 
 # Python 3.11 does not name this flag of Linux, whose value depends on the processor.
 _NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if platform.machine() in ("x86_64", "aarch64") else 0)

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 import braintools_ckpt as bt
-from braintools_ckpt.storage import local, sources
+from braintools_ckpt.storage import sources, temporary
 
-fcntl = local.fcntl
+fcntl = temporary.fcntl
 
 #: Calls that a save or a load may make, of the functions that the library calls them by.
 CALLS = {
@@ -240,7 +240,7 @@ class Place:
     def start_again(self, **options):
         """Do what the next start does: remove what was left. Nothing else may be there then."""
         for folder in {path.parent for path in self.left()}:
-            local.clean_temporaries(folder, **options)
+            temporary.clean_temporaries(folder, **options)
         assert self.left() == set(), f"{self.left()} stay for ever"
         self.save(self.path, 3, **{**self.options, "overwrite": True})
         assert bt.msgpack_load(self.path)["version"] == 3
