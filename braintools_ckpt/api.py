@@ -126,7 +126,7 @@ def msgpack_save(
     ('mV', (1, 'relu'))
     """
     check_form(format, metadata, compression)
-    check_sharing(share_with, format, compression)
+    earlier = check_sharing(share_with, format, compression)
     name = local_name(filename, "write", "wb")
     shown = name or str(getattr(filename, "name", filename))
     save = Save(path=shown)
@@ -148,7 +148,7 @@ def msgpack_save(
             durable,
             progress,
             only,
-            None if share_with is None else os.path.abspath(os.fsdecode(share_with)),
+            earlier,
             async_manager is not None,
         )
         del target  # for the same reason

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, Literal, TypeAlias, get_args
 
 from .errors import CheckpointTooLargeError
 from .format import codec
+from .format.unchanged import Earlier
 from .storage.sources import Source
 from .tree.merge import ArraysMode, Options, UnitsMode
 from .tree.mismatch import check_mode
@@ -38,14 +39,15 @@ def check_form(format_: Any, metadata: Any, compression: Any) -> None:
     codec.load_zstd()
 
 
-def check_sharing(share_with: Any, format_: Any, compression: Any) -> None:
-    """Check with what a save may share data."""
+def check_sharing(share_with: Any, format_: Any, compression: Any) -> Earlier | None:
+    """Check with what a save may share data, and give it."""
     if share_with is None:
-        return
-    if not isinstance(share_with, (str, os.PathLike)):
+        return None
+    if not isinstance(share_with, (str, os.PathLike, Earlier)):
         raise TypeError(f"share_with must be the path of a checkpoint, got {type(share_with).__name__}.")
     if format_ != "v1" or compression is not None:
         raise ValueError("share_with= needs format='v1' without compression: what is compressed cannot be shared.")
+    return share_with if isinstance(share_with, Earlier) else Earlier(os.path.abspath(os.fsdecode(share_with)))
 
 
 def check_manager(manager: Any) -> None:

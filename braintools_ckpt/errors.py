@@ -67,6 +67,10 @@ class CorruptCheckpointError(InvalidCheckpointPath, ValueError):
     """The bytes are not a checkpoint, or not the ones that were written."""
 
 
+class IncompleteCheckpointError(CorruptCheckpointError):
+    """A file beside the checkpoint, which has a part of its data, is missing."""
+
+
 class UnsupportedVersionError(CorruptCheckpointError):
     """The file was written by a newer version of the library than this one."""
 

@@ -29,13 +29,5 @@ def progress_bar(show: bool, what: str, size: int | None) -> Iterator[Callable[[
 
 def counting(source: Source, on_bytes: Callable[[int], None] | None) -> Source:
     """Let a source count what is read from it."""
-    if on_bytes is None:
-        return source
-    read_into = source.read_into
-
-    def counted(offset: int, *buffers: memoryview) -> None:
-        read_into(offset, *buffers)
-        on_bytes(sum(map(len, buffers)))
-
-    source.read_into = counted  # type: ignore[method-assign]
+    source.on_bytes = on_bytes
     return source

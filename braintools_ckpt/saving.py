@@ -13,6 +13,7 @@ from .arguments import Compression, File, Format, check_manager
 from .document import Document, LiveArrays
 from .errors import AlreadyExistsError
 from .format import legacy, writer
+from .format.unchanged import Earlier
 from .progress import progress_bar
 from .storage.local import atomic_write
 from .storage.sinks import Sink, StreamSink
@@ -46,14 +47,14 @@ def prepare(
     durable: bool,
     progress: bool,
     only: Any,
-    share_with: str | None,
+    earlier: Earlier | None,
     is_async: bool,
 ) -> None:
     """Do all of a save that cannot wait, and tell it what is left to be done."""
     if name is not None and not overwrite and os.path.lexists(name):
         raise AlreadyExistsError(name)
     with walking():
-        put, nbytes = prepared(target, metadata, format, compression, only, share_with, snapshot=is_async)
+        put, nbytes = prepared(target, metadata, format, compression, only, earlier, snapshot=is_async)
     # By then the program may be in another directory.
     path = os.path.abspath(name) if name and is_async else name
     size = nbytes if format == "v1" and compression is None else None  # of others it is not known
@@ -67,7 +68,7 @@ def prepared(
     form: Format,
     compression: Compression | None,
     only: Any,
-    share_with: str | None = None,
+    earlier: Earlier | None = None,
     *,
     snapshot: bool = False,
 ) -> tuple[Callable[[Sink], None], int]:
@@ -84,10 +85,10 @@ def prepared(
     if snapshot:
         take_snapshot(live, registry)
     if form == "v1":
-        prepared = writer.Writer(document, compress=compression is not None, share_with=share_with)
-        if share_with is None:
+        prepared = writer.Writer(document, compress=compression is not None, earlier=earlier)
+        if earlier is None:
             return prepared.write, prepared.nbytes
-        return _after(share_with, prepared.write), prepared.nbytes
+        return _after(earlier.path, prepared.write), prepared.nbytes
     state = to_state_dict(document, registry, functools.partial(_soon, live) if snapshot else live.host)
     return functools.partial(legacy.write_state_dict, state), sum(spec.nbytes for spec in live.specs)
 

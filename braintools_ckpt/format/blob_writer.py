@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ..storage.sinks import FileSink, Sink
+from ..storage.sinks import Sink
 from . import codec, layout
 from .pipeline import Pipeline
 from .unchanged import Unchanged
@@ -21,7 +21,7 @@ _HASHED_ASIDE = 1 << 21
 class BlobWriter:
     """Writes blobs one after the other, and keeps their table."""
 
-    def __init__(self, sink: Sink, unchanged: Unchanged | None = None) -> None:
+    def __init__(self, sink: Sink, unchanged: Unchanged) -> None:
         self._sink = sink
         self._unchanged = unchanged
         self._pipeline: Pipeline[_Encoded] = Pipeline(self._write_encoded)
@@ -92,7 +92,7 @@ class BlobWriter:
                     room = min(left, layout.MAX_BLOB)
                     left -= room
                     self._begin(room, room, 0)
-                    if self._unchanged and len(piece) >= room >= layout.PAGED_FROM and self._share(piece[:room]):
+                    if self._unchanged.any and len(piece) >= room >= layout.PAGED_FROM and self._share(piece[:room]):
                         piece, room = piece[room:], 0
                         continue
                 step = min(len(piece), room)
@@ -123,21 +123,13 @@ class BlobWriter:
 
     def _share(self, data: memoryview) -> bool:
         """Take a whole blob from an earlier file that has the same; tell whether that could be done."""
-        assert self._unchanged is not None
         self._hashing.drain()
         blocks = (data[start : start + layout.HASH_BLOCK] for start in range(0, len(data), layout.HASH_BLOCK))
         hashes = [_hash((block,)) for block in blocks]
-        there = self._unchanged.find(data, hashes)
-        if there is None or not isinstance(self._sink, FileSink):
-            return False
-        whole = len(data) // layout.PAGE * layout.PAGE
-        if not self._sink.share(*there, whole):
-            self._unchanged.refused()
-            self._unchanged = None
-            return False
-        self._sink.write(data[whole:])
-        self._hashes += hashes
-        return True
+        shared = self._unchanged.share(data, hashes)
+        if shared:
+            self._hashes += hashes
+        return shared
 
     # Compressed.
 

@@ -6,7 +6,7 @@ A file is a plain sequence of MessagePack objects::
     PAD*      nil     as many as bring the next blob's data to a multiple of ALIGNMENT (PAGE, if it is large)
     BLOB      bin32   raw bytes: an array, a piece of a large one, or a pack of small ones
     ...
-    INDEX     map     format, library, metadata, features (if there are any), arrays, shared, structure
+    INDEX     map     format, library, metadata, features (if there are any), external, arrays, shared, structure
     TRAILER   bin8    offset, length and xxh3 of INDEX (uint64 each, little-endian), and MAGIC again
 
 Arrays are little-endian and in C order. Their table is kept in columns:
@@ -25,6 +25,11 @@ A file with the feature ZSTD has two columns more. Its concatenation is that of 
     raw_size    bin   uint64 for each blob: how many bytes its data stands for
     width       bin   uint8 for each blob: 0 for raw bytes; else the data is one zstd frame of items of `width` bytes,
                       transposed: the first bytes of all items, then all second ones, and so on, and what is left over
+
+In a file with the feature EXTERNAL, bytes of blobs may stand in other files of the same directory::
+
+    external    [[name, ranges], ...]   ranges: bin, three uint64 each: where the bytes begin in this file, how many
+                                        they are, where they begin in the other one
 """
 
 from __future__ import annotations
@@ -62,7 +67,11 @@ PACK_ALIGNMENT = 16
 
 #: The feature of files that have compressed blobs.
 ZSTD = "zstd"
-FEATURES = frozenset({ZSTD})
+#: The feature of files that have data in files beside them.
+EXTERNAL = "external"
+FEATURES = frozenset({ZSTD, EXTERNAL})
+#: There are at most so many files beside one: each is held open.
+MAX_EXTERNAL = 64
 #: An array is compressed in blobs that stand for this many bytes, so that several threads can share the work, and
 #: parts can be read alone.
 FRAME_SIZE = 1 << 20

@@ -11,7 +11,7 @@ import reprlib
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import msgpack
 import numpy as np
@@ -19,18 +19,22 @@ import xxhash
 
 from ..document import ArraySpec, Document
 from ..dtypes import MAX_NDIM, check_growth, check_size, check_text, fits_jax, parse, storage_dtype
-from ..errors import CorruptCheckpointError, UnsupportedVersionError
-from ..storage.sources import Source
+from ..errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, UnsupportedVersionError
+from ..storage.sources import LocalSource, Source
 from ..threads import do_all
 from ..walking import walking
 from . import layout
 from .blob_reader import BlobReader, column
 from .blob_reader import corrupt as _corrupt
 from .complete import check_complete
+from .external import files_and_ranges, open_external
 from .pipeline import processors
 from .structure import check_structure
 
 Array = np.ndarray[Any, Any]
+#: Gives a view of so many bytes of a mapped file, from an offset on.
+_Views: TypeAlias = Callable[[int, int], memoryview]
+T = TypeVar("T")
 _KINDS = ("numpy", "jax", "jax_weak")
 _READERS = 4
 
@@ -87,7 +91,18 @@ def read(source: Source, *, verify: bool = True, mmap: bool = False, parallel: b
         If a newer version of the library wrote it.
     """
     with walking():
-        return _read_document(source, verify, mmap, parallel)
+        return _read_current(source, lambda: _read_document(source, verify, mmap, parallel))
+
+
+def _read_current(source: Source, read: Callable[[], T]) -> T:
+    """Read a file; once more, if it was replaced before the files beside it could be opened."""
+    while True:
+        try:
+            return read()
+        except CheckpointNotFoundError:
+            if not isinstance(source, LocalSource):
+                raise
+            source.open_again()
 
 
 def _read_document(source: Source, verify: bool, mmap: bool, parallel: bool) -> Document:
@@ -98,7 +113,7 @@ def _read_document(source: Source, verify: bool, mmap: bool, parallel: bool) -> 
         arrays = StoredArrays(blobs, index["arrays"], mmap=mmap, parallel=parallel)
         document = Document(index["structure"], arrays, index["shared"], index["metadata"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        if isinstance(error, CorruptCheckpointError):
+        if isinstance(error, CheckpointError):
             raise
         raise _malformed(source, error) from error
     check_structure(document, source.name)
@@ -106,16 +121,31 @@ def _read_document(source: Source, verify: bool, mmap: bool, parallel: bool) -> 
 
 
 def _blobs(source: Source, index: dict[str, Any], verify: bool) -> BlobReader:
-    compressed = layout.ZSTD in _features(source, index)
-    return BlobReader(source, index["arrays"], _index_span(source)[0], compressed=compressed, verify=verify)
+    features = _features(source, index)
+    compressed = layout.ZSTD in features
+    end = _index_span(source)[0]
+    if layout.EXTERNAL in features:
+        source = open_external(source, index["external"], index["arrays"])
+    return BlobReader(source, index["arrays"], end, compressed=compressed, verify=verify)
 
 
 def read_blobs(source: Source) -> BlobReader:
     """Read where the blobs of a checkpoint are, and nothing else."""
     try:
-        return _blobs(source, _read_index(source), verify=True)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        if isinstance(error, CorruptCheckpointError):
+        return _read_current(source, lambda: _blobs(source, _read_index(source), verify=True))
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise _malformed(source, error) from error
+
+
+def external_names(source: Source) -> list[str]:
+    """Read the names of the files beside a checkpoint that have a part of its data, whether they are there or not."""
+    index = _read_index(source)
+    try:
+        return list(files_and_ranges(index["external"])) if layout.EXTERNAL in _features(source, index) else []
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
             raise
         raise _malformed(source, error) from error
 
@@ -204,7 +234,7 @@ class StoredArrays:
     def __init__(self, blobs: BlobReader, table: dict[str, Any], *, mmap: bool, parallel: bool) -> None:
         self._blobs = blobs
         self._mmap = mmap
-        self._mapping: memoryview | None = None
+        self._mapping: _Views | None = None
         self._taken = np.zeros(0, np.bool_)  # by index: whether an array was taken from this mapping
         self._lock = threading.Lock()
         self._parallel = parallel
@@ -253,14 +283,14 @@ class StoredArrays:
         plan.fetch()
         return plan.arrays()
 
-    def _unused_mapping(self, indices: Sequence[int]) -> memoryview:
+    def _unused_mapping(self, indices: Sequence[int]) -> _Views:
         """Give a mapping that none of these arrays was taken from yet: no two results may share memory.
 
         Different arrays share no bytes, so one mapping serves all of them once.
         """
         with self._lock:
             if self._mapping is None or self._taken[indices].any():
-                self._mapping, self._taken = self._blobs.source.map(), np.zeros(len(self.specs), np.bool_)
+                self._mapping, self._taken = self._blobs.source.mapped(), np.zeros(len(self.specs), np.bool_)
             self._taken[indices] = True
             return self._mapping
 
@@ -315,7 +345,7 @@ class _ReadPlan:
 
     def __init__(self, table: StoredArrays, indices: Sequence[int]) -> None:
         self._table = table
-        self.mapped: memoryview | None = None
+        self.mapped: _Views | None = None
         self._memory: dict[int, Array] = {}  # first blob of a span -> its bytes
         self._views: dict[tuple[int, int], Array | None] = {}
         at = np.asarray(indices, np.int64)
@@ -407,7 +437,7 @@ class _ReadPlan:
             return self._memory[first]
         parts = []
         for blob in range(first, last + 1):
-            parts.append(np.frombuffer(self.mapped, np.uint8, self._blobs.raw_size[blob], self._blobs.at[blob]))
+            parts.append(np.frombuffer(self.mapped(self._blobs.at[blob], self._blobs.raw_size[blob]), np.uint8))
         self._memory[first] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return self._memory[first]
 

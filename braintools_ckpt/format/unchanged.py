@@ -1,4 +1,4 @@
-"""Data that an earlier checkpoint has as well: where it lies there, for file systems that let two files share it."""
+"""Data that an earlier checkpoint has as well, and that is not written again."""
 
 from __future__ import annotations
 
@@ -6,17 +6,29 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from typing import Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
 from ..errors import CheckpointError
+from ..storage.sinks import FileSink, Sink
 from ..storage.sources import LocalSource
+from ..storage.spliced import SplicedSource
 from . import layout, reader
+from .external import describe
 
 _log = logging.getLogger("braintools_ckpt")
 #: So many bytes are compared at a time.
 _PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A checkpoint that may have the same data; ``external`` says that files beside the new one may hold it."""
+
+    path: str
+    external: bool = False
 
 
 class Unchanged:
@@ -24,53 +36,104 @@ class Unchanged:
 
     Parameters
     ----------
-    path : str
-        The earlier checkpoint. If it is none, or not there any more, nothing is found.
+    earlier : Earlier or None
+        If it is no checkpoint, or not there any more, nothing is shared.
+    sink : Sink
+        Where the new one is written to; only a `FileSink` can share data.
     """
 
-    def __init__(self, path: str) -> None:
-        self._places: dict[tuple[int, ...], int] = {}
-        self.source: LocalSource | None = None
+    def __init__(self, earlier: Earlier | None, sink: Sink) -> None:
+        self._places: dict[tuple[int, ...], list[int]] = {}
+        self._source: LocalSource | None = None
+        self._clones = True
+        if earlier is None or not isinstance(sink, FileSink):
+            return
+        self._sink = sink
+        self._external = sink.external if earlier.external else None
         try:
-            self.source = LocalSource(path)
-            blobs = reader.read_blobs(self.source)
+            self._source = LocalSource(earlier.path)
+            blobs = reader.read_blobs(self._source)
         except (CheckpointError, OSError):
             self.close()
             return
+        self._data = blobs.source
         if blobs.hash_block == layout.HASH_BLOCK:
             large = (blob for blob in blobs.raw_blobs() if blob[1] >= layout.PAGED_FROM)
-            self._places = {(size, *hashes): at for at, size, hashes in large}
+            for at, size, hashes in large:
+                self._places.setdefault((size, *hashes), []).append(at)
 
-    def find(self, data: memoryview, hashes: Sequence[int]) -> tuple[int, int] | None:
-        """Give a descriptor of the file and where the same bytes begin in it, or None.
+    @property
+    def any(self) -> bool:
+        """Whether there is anything that could be shared."""
+        return bool(self._places)
 
-        They are compared, so what has been damaged there is not the same.
+    def share(self, data: memoryview, hashes: Sequence[int]) -> bool:
+        """Append data to the sink without writing it, if the earlier checkpoint has the same; tell whether it has.
+
+        The two are compared, so what has been damaged there is not the same.
         """
-        at = self._places.get((len(data), *hashes))
-        if at is None or self.source is None:
-            return None
+        places = self._places.get((len(data), *hashes))
+        place = self._place(places[0], len(data)) if places and self._is_same(places[0], data) else None
+        if places is None or place is None:
+            return False
+        source, there = place
+        if self._clones:
+            if there % layout.PAGE:  # files of an early version: written again, they are shared the next time
+                return False
+            whole = len(data) // layout.PAGE * layout.PAGE
+            if self._sink.share(source.fileno(), there, whole):
+                self._sink.write(data[whole:])
+                return True
+            self._clones = False
+            self._check_links()
+        if self._external is None:
+            return False
+        if source is self._source:
+            self._external.add(self._sink.position, [data])
+        else:
+            self._external.keep(self._sink.position, len(data), source, there)
+        self._sink.skip(len(data))
+        places.pop(0)  # no two arrays are the same bytes
+        return True
+
+    def _is_same(self, at: int, data: memoryview) -> bool:
         buffer = bytearray(min(_PIECE, len(data)))
         for start in range(0, len(data), _PIECE):
             piece = data[start : start + _PIECE]
             there = memoryview(buffer)[: len(piece)]
             try:
-                self.source.read_into(at + start, there)
+                self._data.read_into(at + start, there)
             except (CheckpointError, OSError):
-                return None
+                return False
             if not np.array_equal(np.frombuffer(there, np.uint8), np.frombuffer(piece, np.uint8)):
-                return None
-        return self.source.fileno(), at
+                return False
+        return True
 
-    def refused(self) -> None:
-        """Say that the file system does not share data, once for each place."""
-        if self.source is not None:
-            _say_refused(os.path.dirname(self.source.name))
+    def _place(self, at: int, size: int) -> tuple[LocalSource, int] | None:
+        """Give the file in which a blob stands, and where."""
+        if isinstance(self._data, SplicedSource):
+            return self._data.place(at, size)
+        return None if self._source is None else (self._source, at)
+
+    def _check_links(self) -> None:
+        """See whether links can do what blocks cannot; if not, say so, once for each directory."""
+        if self._external is not None and not self._external.possible():
+            self._external = None
+        if self._external is None and self._source is not None:
+            self._places = {}
+            _say_refused(os.path.dirname(self._source.name))
+
+    def settle(self) -> list[list[Any]]:
+        """Give what the index says of files beside the new checkpoint; after this, nothing can be shared."""
+        if self._source is None or self._external is None:
+            return []
+        return describe(self._external.settle())
 
     def close(self) -> None:
-        """Close the file."""
-        if self.source is not None:
-            self.source.close()
-        self.source = None
+        """Close the files."""
+        if self._source is not None:
+            self._source.close()
+        self._source = None
 
     def __enter__(self) -> Self:
         return self

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import msgpack
@@ -17,7 +16,7 @@ from ..errors import SerializationError, format_array
 from ..storage.sinks import Sink
 from . import codec, layout
 from .blob_writer import BlobWriter
-from .unchanged import Unchanged
+from .unchanged import Earlier, Unchanged
 
 Array = np.ndarray[Any, Any]
 #: An array that has to be rearranged or converted passes through a buffer of this many bytes.
@@ -56,12 +55,12 @@ class Writer:
     The structure is packed then, too, so that the document need not be kept.
     """
 
-    def __init__(self, document: Document, *, compress: bool = False, share_with: str | None = None) -> None:
+    def __init__(self, document: Document, *, compress: bool = False, earlier: Earlier | None = None) -> None:
         arrays = document.arrays
         assert isinstance(arrays, LiveArrays)
         self._arrays = arrays
         self._compress = compress
-        self._share_with = share_with
+        self._earlier = earlier
         self._heading = {key: _packed(value) for key, value in _heading(document).items()}
         self._content = {"shared": _packed(document.shared), "structure": _packed(document.structure)}
         # Equal specs are one object; they are numbered as they come.
@@ -84,14 +83,15 @@ class Writer:
     def write(self, sink: Sink) -> None:
         """Write the file."""
         sink.write(layout.HEADER)
-        with nullcontext() if self._share_with is None else Unchanged(self._share_with) as unchanged:
+        with Unchanged(self._earlier, sink) as unchanged:
             self._blobs = BlobWriter(sink, unchanged)
             try:
                 self._write_arrays()
                 self._blobs.finish()
             finally:
                 self._blobs.close()
-        index = self._index()
+            external = unchanged.settle()
+        index = self._index(external)
         start = sink.position
         trailer = layout.TRAILER.pack(
             layout.TRAILER_HEAD, start, len(index), xxhash.xxh3_64_intdigest(index), layout.MAGIC
@@ -163,7 +163,7 @@ class Writer:
 
     # Index.
 
-    def _index(self) -> bytes:
+    def _index(self, external: list[list[Any]]) -> bytes:
         table = {
             "specs": [how.row for how in self._layouts],
             "spec": _column(self._numbers, "<u4"),
@@ -171,8 +171,11 @@ class Writer:
             **self._blobs.columns(),
             "hash_block": layout.HASH_BLOCK,
         }
-        features = {"features": _packed([layout.ZSTD])} if self._blobs.compressed else {}
-        parts = {**self._heading, **features, "arrays": _packed(table), **self._content}
+        features = [layout.ZSTD] * self._blobs.compressed + [layout.EXTERNAL] * bool(external)
+        special = {"features": _packed(features)} if features else {}
+        if external:
+            special["external"] = _packed(external)
+        parts = {**self._heading, **special, "arrays": _packed(table), **self._content}
         head = msgpack.Packer().pack_map_header(len(parts))
         return b"".join([head, *(part for key, value in parts.items() for part in (_packed(key), value))])
 

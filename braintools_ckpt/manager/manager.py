@@ -23,7 +23,6 @@ from ..errors import (
     CheckpointNotFoundError,
 )
 from ..storage.outcome import is_shown
-from ..storage.temporary import clean_temporaries
 from ..warn import warn
 from .catalog import Catalog
 from .loader import Loader, Which
@@ -140,7 +139,7 @@ class CheckpointManager:
         self._async: AsyncManager | None = AsyncManager() if async_save is True else async_save or None
         self._closed = False
         os.makedirs(self.directory, exist_ok=True)
-        clean_temporaries(self.directory)
+        self._catalog.clean()
         self._saver = Saver(self._catalog, kept, self._async, compression, durable, share_unchanged)
         self._preemption = Preemption(_signals(signals))
 
@@ -426,8 +425,11 @@ class CheckpointManager:
         """
         step = _step(step)
         self._saver.settle(step)
+        entry = self._catalog.look(step)
+        if entry is None:
+            raise self._missing(step)
         try:
-            os.unlink(self._catalog.path(step))
+            self._catalog.delete(entry)
         except FileNotFoundError:
             raise self._missing(step) from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from ..arguments import Compression
 from ..async_manager import AsyncManager, SaveFuture
 from ..errors import AlreadyExistsError, CheckpointError, CorruptCheckpointError, StepExistsError
 from ..format import reader
+from ..format.unchanged import Earlier
 from ..storage.sources import open_source
 from ..storage.turns import settle
 from .catalog import Catalog
@@ -91,11 +91,11 @@ class Saver:
     ) -> bool:
         def ended() -> None:
             self._last = step, described["time"]
-            self._catalog.look(step)
+            self._catalog.look_after_save(step)
             self._delete_what_nobody_keeps(step)
 
         reporting = None if manager is None else _Reporting(manager, ended)
-        before = self._before() if self._share_unchanged else None
+        self._catalog.look(step)
         path = self._catalog.path(step)
         try:
             name = msgpack_save(
@@ -106,7 +106,7 @@ class Saver:
                 metadata=described,
                 compression=self._compression,
                 durable=self._durable,
-                share_with=None if before is None else self._catalog.path(before),
+                share_with=self._earlier(),  # type: ignore[arg-type]
             )
         except AlreadyExistsError:
             raise StepExistsError(path, step) from None
@@ -120,13 +120,16 @@ class Saver:
             ended()
         return True
 
-    def _before(self) -> int | None:
-        """Give the step that was saved last, if only it has been begun."""
+    def _earlier(self) -> Earlier | None:
+        """Give the step to share data with: the one that was saved last, if only it has been begun."""
+        if not self._share_unchanged:
+            return None
         pending = self._pending()
-        if pending:
-            return max(pending, key=lambda step: (pending[step], step))
-        infos = self._catalog.infos(trusting=True)
-        return infos[-1].step if infos else None
+        infos = self._catalog.infos(trusting=True) if not pending else []
+        if not pending and not infos:
+            return None
+        last = max(pending, key=lambda step: (pending[step], step)) if pending else infos[-1].step
+        return Earlier(self._catalog.path(last), external=True)
 
     def _overwrite(self, step: int, force: bool) -> bool:
         """Tell whether a file of the step is to be replaced; refuse where that would lose something."""
@@ -156,7 +159,7 @@ class Saver:
             try:
                 entry = self._catalog.look(info.step)
                 if entry is not None and entry.info is not None and entry.info.time == info.time:
-                    os.unlink(info.path)
+                    self._catalog.delete(entry)
             except FileNotFoundError:
                 pass
             except OSError as error:  # it is tried again after the next save

@@ -13,22 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from ..errors import AlreadyExistsError, InvalidCheckpointPath
+from .external import ExternalFiles
 from .sinks import FileSink, OnBytes
-from .temporary import create, discard, naming, sync_file, temporary_path
-
-#: What a file system or a platform answers that cannot do what it is asked.
-_NOT_SUPPORTED = frozenset(
-    {
-        errno.EINVAL,
-        errno.ENOSYS,
-        errno.ENOTSUP,
-        errno.EOPNOTSUPP,
-        errno.EBADF,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EISDIR,
-    }
-)
+from .temporary import NOT_SUPPORTED, create, discard, naming, set_permissions, sync_file, temporary_path
 
 
 @contextmanager
@@ -85,17 +72,21 @@ def atomic_write(
     kept = _permissions(present)
     made = _make_directory(os.path.dirname(destination))
     temporary = temporary_path(destination)
+    external = ExternalFiles(destination, temporary, kept, given)
     try:
         with create(temporary, kept, given) as fd:
-            yield FileSink(fd, name=given, on_bytes=on_bytes)
+            yield FileSink(fd, name=given, on_bytes=on_bytes, external=external)
             with naming(given):
-                if kept is not None:
-                    _set_permissions(fd, temporary, kept)
+                external.close(durable=durable)
+                set_permissions(fd, temporary, kept)
                 if durable:
                     sync_file(fd)
         with naming(given):
+            if external.publish() and durable:  # before what refers to them
+                _sync_directories([os.path.dirname(destination)])
             _publish(temporary, destination, given, overwrite=overwrite)
     except BaseException as error:  # Ctrl-C and a closed generator too
+        external.discard()
         discard(temporary, error)
         raise
     if durable:
@@ -158,19 +149,6 @@ def _permissions(present: os.stat_result | None) -> int | None:
     return present.st_mode & 0o777
 
 
-def _set_permissions(fd: int, temporary: str, permissions: int) -> None:
-    """Set the permissions to be kept, of which the umask may have taken some."""
-    fchmod: Callable[[int, int], None] | None = getattr(os, "fchmod", None)
-    try:
-        if fchmod is not None:
-            fchmod(fd, permissions)
-        else:
-            os.chmod(temporary, permissions)
-    except OSError as error:  # a file system without permissions, such as FAT
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-
-
 def _publish(temporary: str, destination: str, given: str, *, overwrite: bool) -> None:
     if overwrite:
         os.replace(temporary, destination)
@@ -223,7 +201,7 @@ def _sync_directories(directories: list[str]) -> None:
             finally:
                 os.close(fd)
         except OSError as error:
-            if error.errno in _NOT_SUPPORTED:  # Windows, some network file systems, no permission to read
+            if error.errno in NOT_SUPPORTED:  # Windows, some network file systems, no permission to read
                 continue
             error.add_note("The file is in place, but its name may not survive a power cut.")
             raise

@@ -8,10 +8,13 @@ import os
 import struct
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from .buffers import Buffer as Buffer
 from .buffers import batches, drop
+
+if TYPE_CHECKING:
+    from .external import ExternalFiles
 
 fcntl: ModuleType | None
 try:
@@ -87,6 +90,8 @@ class FileSink(_PieceSink):
         The path that errors name.
     on_bytes : callable, optional
         Called with the number of bytes after each piece that was written.
+    external : ExternalFiles, optional
+        Files beside this one that may have a part of its data.
 
     Examples
     --------
@@ -98,9 +103,21 @@ class FileSink(_PieceSink):
     11
     """
 
-    def __init__(self, fd: int, *, name: str | None = None, on_bytes: OnBytes | None = None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        *,
+        name: str | None = None,
+        on_bytes: OnBytes | None = None,
+        external: ExternalFiles | None = None,
+    ) -> None:
         super().__init__(name, on_bytes)
         self._fd = fd
+        self.external = external
+
+    def fileno(self) -> int:
+        """Give the file's descriptor."""
+        return self._fd
 
     def _write_some(self, batch: list[memoryview]) -> int:
         writev: Callable[[int, list[memoryview]], int] | None = getattr(os, "writev", None)
@@ -134,11 +151,15 @@ class FileSink(_PieceSink):
             fcntl.ioctl(self._fd, _CLONE_RANGE, struct.pack("qQQQ", fd, offset, size, self.position))
         except OSError:  # whatever it is, writing will tell
             return False
+        self.skip(size)
+        return True
+
+    def skip(self, size: int) -> None:
+        """Leave out bytes: what is written next comes after them, and a hole is left where nothing stands yet."""
         os.lseek(self._fd, size, os.SEEK_CUR)
         self.position += size
         if self._on_bytes is not None:
             self._on_bytes(size)
-        return True
 
 
 class BytesSink:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol, Self
 
 from ..errors import CheckpointNotFoundError, CorruptCheckpointError, InvalidCheckpointPath
 from .buffers import Buffer, batches, drop, flat
-from .sinks import file_name
+from .sinks import OnBytes, file_name
 from .temporary import naming
 
 # Python 3.11 does not name this flag of Linux, whose value depends on the processor.
@@ -33,10 +33,13 @@ class Source(Protocol):
         How messages call it.
     size : int
         Number of bytes, fixed when the source is opened.
+    on_bytes : callable or None
+        Called with the number of bytes after each read.
     """
 
     name: str
     size: int
+    on_bytes: OnBytes | None
 
     def read_into(self, offset: int, *buffers: memoryview) -> None:
         """Fill all buffers, in order, with the bytes from ``offset`` on."""
@@ -48,6 +51,10 @@ class Source(Protocol):
 
     def map(self) -> memoryview:
         """Give a writable view of everything; what is written to it stays in memory."""
+        ...
+
+    def mapped(self) -> Callable[[int, int], memoryview]:
+        """Map everything; give what gives such views of so many bytes from an offset on."""
         ...
 
     def close(self) -> None:
@@ -65,12 +72,13 @@ class Source(Protocol):
     ) -> None: ...
 
 
-class _BatchSource:
+class BatchSource:
     """Checks ranges and fills buffers, batch by batch, with ``_read_some``."""
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name
         self.size = size
+        self.on_bytes: OnBytes | None = None
 
     def _read_some(self, offset: int, batch: list[memoryview]) -> int:
         raise NotImplementedError
@@ -114,6 +122,8 @@ class _BatchSource:
                     raise self._ends_early(offset, sum(map(len, left)), offset)
                 offset += count
                 left = drop(left, count)
+                if self.on_bytes is not None:
+                    self.on_bytes(count)
 
     def read(self, offset: int, size: int) -> bytes:
         """Give ``size`` bytes from ``offset`` on. Safe in many threads at once.
@@ -152,6 +162,11 @@ class _BatchSource:
         self.read_into(0, view)
         return view
 
+    def mapped(self) -> Callable[[int, int], memoryview]:
+        """Map everything; give what gives writable views of so many bytes from an offset on."""
+        view = self.map()
+        return lambda offset, size: view[offset : offset + size]
+
     def _check_range(self, offset: int, size: int) -> None:
         if offset < 0 or size < 0 or offset + size > self.size:
             raise self._ends_early(offset, size, self.size)
@@ -163,7 +178,7 @@ class _BatchSource:
         )
 
 
-class LocalSource(_BatchSource):
+class LocalSource(BatchSource):
     """A file of the local file system.
 
     Parameters
@@ -190,16 +205,55 @@ class LocalSource(_BatchSource):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        name = os.fsdecode(path)
-        with naming(name):
-            self._file = _open_regular(name)
+        self._lock = threading.Lock()
+        self._beside: dict[str, LocalSource] = {}
+        super().__init__(os.fsdecode(path), 0)
+        self._open()
+
+    def _open(self) -> None:
+        with naming(self.name):
+            self._file = _open_regular(self.name)
             try:
-                size = os.fstat(self._file.fileno()).st_size
+                self.size = os.fstat(self._file.fileno()).st_size
             except BaseException:
                 self._file.close()
                 raise
-        self._lock = threading.Lock()
-        super().__init__(name, size)
+
+    def is_current(self) -> bool:
+        """Tell whether the open file is what stands at the path now."""
+        try:
+            return os.path.samestat(os.stat(self.name), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def open_again(self) -> None:
+        """Open what stands at the path now.
+
+        Raises
+        ------
+        CheckpointNotFoundError
+            Nothing exists there any more.
+        """
+        self.close()
+        self._open()
+
+    def beside(self, name: str) -> LocalSource:
+        """Open a file of the same directory, which is closed with this one.
+
+        Raises
+        ------
+        CheckpointNotFoundError
+            There is none of that name.
+        """
+        if name not in self._beside:
+            opened = self._beside[name] = LocalSource(os.path.join(os.path.dirname(self.name), name))
+            opened.on_bytes = self.on_bytes
+        return self._beside[name]
+
+    @property
+    def all_beside(self) -> list[str]:
+        """The paths of the files that `beside` has opened."""
+        return [source.name for source in self._beside.values()]
 
     def _read_some(self, offset: int, batch: list[memoryview]) -> int:
         try:
@@ -246,6 +300,8 @@ class LocalSource(_BatchSource):
     def close(self) -> None:
         """Close the file; views that ``map`` gave stay valid."""
         self._file.close()
+        while self._beside:
+            self._beside.popitem()[1].close()
 
 
 def _map_copy_on_write(fd: int, size: int) -> mmap.mmap:
@@ -285,7 +341,7 @@ def _hint(path: str) -> str:
     return f". Did you mean {' or '.join(map(repr, similar))}?" if similar else ""
 
 
-class BufferSource(_BatchSource):
+class BufferSource(BatchSource):
     """Bytes in memory, read where they lie.
 
     Parameters
@@ -311,7 +367,7 @@ class BufferSource(_BatchSource):
         return count
 
 
-class StreamSource(_BatchSource):
+class StreamSource(BatchSource):
     """A seekable binary file object, from its present position to its end.
 
     Parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -9,7 +10,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,19 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+#: What a file system or a platform answers that cannot do what it is asked.
+NOT_SUPPORTED = frozenset(
+    {
+        errno.EINVAL,
+        errno.ENOSYS,
+        errno.ENOTSUP,
+        errno.EOPNOTSUPP,
+        errno.EBADF,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EISDIR,
+    }
+)
 #: How temporary files are called: `temporary_path` makes such names.
 TEMPORARY_NAME = re.compile(r"\..*\.tmp-(\d+)-([0-9a-f]{8})[0-9a-f]{8}", re.DOTALL)
 
@@ -62,6 +76,21 @@ def create(temporary: str, kept: int | None, given: str) -> Iterator[int]:
         os.close(fd)  # some network file systems tell only now that the disk is full
 
 
+def set_permissions(fd: int, temporary: str, permissions: int | None) -> None:
+    """Set the permissions to be kept, if any, of which the umask may have taken some."""
+    if permissions is None:
+        return
+    fchmod: Callable[[int, int], None] | None = getattr(os, "fchmod", None)
+    try:
+        if fchmod is not None:
+            fchmod(fd, permissions)
+        else:
+            os.chmod(temporary, permissions)
+    except OSError as error:  # a file system without permissions, such as FAT
+        if error.errno not in NOT_SUPPORTED:
+            raise
+
+
 def sync_file(fd: int) -> None:
     """Bring the bytes of a file to the disk."""
     # On macOS fsync leaves the bytes in the drive's cache; this asks the drive to empty it.
@@ -95,7 +124,12 @@ def naming(path: str) -> Iterator[None]:
         raise
 
 
-def clean_temporaries(directory: str | os.PathLike[str], *, older_than: float = 3600.0) -> list[str]:
+def clean_temporaries(
+    directory: str | os.PathLike[str],
+    *,
+    older_than: float = 3600.0,
+    first: Callable[[str], object] | None = None,
+) -> list[str]:
     """Remove the temporary files of writers that were killed.
 
     A file is removed when nobody holds its lock, and either the process that made it, on this machine, is no
@@ -111,6 +145,8 @@ def clean_temporaries(directory: str | os.PathLike[str], *, older_than: float = 
     older_than : float, default 3600.0
         The least age, in seconds since the last change. A file is for a moment neither locked nor published: an age
         of zero is right only where nobody is writing.
+    first : callable, optional
+        Is called with the path of each file that is about to be removed.
 
     Returns
     -------
@@ -128,7 +164,7 @@ def clean_temporaries(directory: str | os.PathLike[str], *, older_than: float = 
     with os.scandir(os.fsdecode(directory)) as entries:
         candidates = [entry for entry in entries if TEMPORARY_NAME.fullmatch(entry.name)]
     left = [entry for entry in candidates if _has_lost_its_writer(entry.name) or _is_old(entry, latest)]
-    return [entry.path for entry in left if _remove_unused(entry.path)]
+    return [entry.path for entry in left if _remove_unused(entry.path, first)]
 
 
 def _has_lost_its_writer(name: str) -> bool:
@@ -152,7 +188,7 @@ def _is_old(entry: os.DirEntry[str], latest: float) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_mtime <= latest
 
 
-def _remove_unused(path: str) -> bool:
+def _remove_unused(path: str, first: Callable[[str], object] | None) -> bool:
     try:
         if fcntl is not None:
             fd = os.open(path, os.O_WRONLY)  # NFS locks only what is open for writing
@@ -161,6 +197,8 @@ def _remove_unused(path: str) -> bool:
                     return False
             finally:
                 os.close(fd)
+        if first is not None:
+            first(path)
         os.unlink(path)
     except OSError:  # gone by now, or not ours to remove
         return False
