@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .errors import CheckpointTooLargeError as CheckpointTooLargeError
     from .errors import CorruptCheckpointError as CorruptCheckpointError
     from .errors import HandlerError as HandlerError
+    from .errors import IncompleteCheckpointError as IncompleteCheckpointError
     from .errors import InvalidCheckpointPath as InvalidCheckpointPath
     from .errors import MismatchError as MismatchError
     from .errors import MissingLibraryError as MissingLibraryError
@@ -76,6 +77,7 @@ _HOMES = {
         "CheckpointTooLargeError",
         "CorruptCheckpointError",
         "HandlerError",
+        "IncompleteCheckpointError",
         "InvalidCheckpointPath",
         "MismatchError",
         "MissingLibraryError",

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointNotFoundError, CorruptCheckpointError, IncompleteCheckpointError
+from ..errors import CheckpointNotFoundError, IncompleteCheckpointError, InvalidCheckpointPath
 from ..storage.external import EXTERNAL_NAME, Range
 from ..storage.sources import LocalSource, Source
 from ..storage.spliced import Splice, SplicedSource
 from . import layout
-from .blob_reader import column
+from .blob_reader import column, corrupt
 
 
 def describe(files: list[tuple[str, list[Range]]]) -> list[list[Any]]:
@@ -35,7 +35,9 @@ def open_external(source: Source, described: Any, blobs: dict[str, Any]) -> Sour
     Raises
     ------
     IncompleteCheckpointError
-        If a file is missing, or shorter than it should be.
+        If a file is missing.
+    CorruptCheckpointError
+        If one is shorter than it should be, or no file.
     CheckpointNotFoundError
         If the checkpoint has been deleted meanwhile.
     ValueError, TypeError, KeyError
@@ -77,16 +79,15 @@ def _opened(source: LocalSource, name: str, ranges: list[list[int]]) -> list[Spl
                 "it. Such a file belongs to its checkpoint, and has to be copied and moved along."
             ) from None
         raise
+    except InvalidCheckpointPath:
+        raise corrupt(source, f"{name}, which should have a part of its data, is no regular file") from None
     end = 0
     for _, size, there in sorted(ranges, key=itemgetter(2)):
         if not size or there < end:
             raise ValueError("data beside it belongs to several blobs, or there is none")
         end = there + size
     if end > other.size:
-        raise CorruptCheckpointError(
-            f"Corrupt checkpoint {source.name}: the first {end} bytes of {name} belong to it, and that file has "
-            f"{other.size}. It was damaged or cut short after it was written; use another copy."
-        )
+        raise corrupt(source, f"the first {end} bytes of {name} belong to it, and that file has {other.size}")
     return [Splice(at, at + size, other, there) for at, size, there in ranges]
 
 

@@ -106,7 +106,7 @@ def _read_current(source: Source, read: Callable[[], T]) -> T:
 
 
 def _read_document(source: Source, verify: bool, mmap: bool, parallel: bool) -> Document:
-    index = _read_index(source)
+    index = read_index(source)
     try:
         _check_heading(index)
         blobs = _blobs(source, index, verify)
@@ -123,7 +123,7 @@ def _read_document(source: Source, verify: bool, mmap: bool, parallel: bool) -> 
 def _blobs(source: Source, index: dict[str, Any], verify: bool) -> BlobReader:
     features = _features(source, index)
     compressed = layout.ZSTD in features
-    end = _index_span(source)[0]
+    end = index_span(source)[0]
     if layout.EXTERNAL in features:
         source = open_external(source, index["external"], index["arrays"])
     return BlobReader(source, index["arrays"], end, compressed=compressed, verify=verify)
@@ -132,7 +132,7 @@ def _blobs(source: Source, index: dict[str, Any], verify: bool) -> BlobReader:
 def read_blobs(source: Source) -> BlobReader:
     """Read where the blobs of a checkpoint are, and nothing else."""
     try:
-        return _read_current(source, lambda: _blobs(source, _read_index(source), verify=True))
+        return _read_current(source, lambda: _blobs(source, read_index(source), verify=True))
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -141,7 +141,7 @@ def read_blobs(source: Source) -> BlobReader:
 
 def external_names(source: Source) -> list[str]:
     """Read the names of the files beside a checkpoint that have a part of its data, whether they are there or not."""
-    index = _read_index(source)
+    index = read_index(source)
     try:
         return list(files_and_ranges(index["external"])) if layout.EXTERNAL in _features(source, index) else []
     except (KeyError, TypeError, ValueError) as error:
@@ -154,7 +154,7 @@ def _malformed(source: Source, error: Exception) -> CorruptCheckpointError:
     return _corrupt(source, f"its index is malformed ({type(error).__name__}: {error})")
 
 
-def _index_span(source: Source) -> tuple[int, int, int]:
+def index_span(source: Source) -> tuple[int, int, int]:
     """Give offset, length and hash of the index, from the trailer."""
     head = source.read(0, layout.HEADER_SIZE)
     if head[: len(layout.HEADER) - 4] != layout.HEADER[:-4]:
@@ -178,8 +178,9 @@ def _index_span(source: Source) -> tuple[int, int, int]:
     return offset, length, digest
 
 
-def _read_index(source: Source) -> dict[str, Any]:
-    offset, size, digest = _index_span(source)
+def read_index(source: Source) -> dict[str, Any]:
+    """Read the index as it stands in the file; only its checksum has been checked."""
+    offset, size, digest = index_span(source)
     data = source.read(offset, size)
     if xxhash.xxh3_64_intdigest(data) != digest:
         raise _corrupt(source, "the checksum of its index does not match")

@@ -49,6 +49,13 @@ def write(document: Document, sink: Sink, *, compress: bool = False) -> None:
     Writer(document, compress=compress).write(sink)
 
 
+def write_end(sink: Sink, index: bytes) -> None:
+    """Write the index, and the trailer after it."""
+    digest = xxhash.xxh3_64_intdigest(index)
+    trailer = layout.TRAILER.pack(layout.TRAILER_HEAD, sink.position, len(index), digest, layout.MAGIC)
+    sink.write(index, trailer)
+
+
 class Writer:
     """Writes one document. All that can be refused is refused when it is made, before the first byte.
 
@@ -91,12 +98,7 @@ class Writer:
             finally:
                 self._blobs.close()
             external = unchanged.settle()
-        index = self._index(external)
-        start = sink.position
-        trailer = layout.TRAILER.pack(
-            layout.TRAILER_HEAD, start, len(index), xxhash.xxh3_64_intdigest(index), layout.MAGIC
-        )
-        sink.write(index, trailer)
+        write_end(sink, self._index(external))
 
     # Arrays.
 

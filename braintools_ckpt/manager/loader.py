@@ -68,7 +68,17 @@ class Loader:
             raise CorruptCheckpointError(
                 f"None of the {len(failed)} checkpoints in {self._catalog.directory} can be loaded:{listed}"
             )
-        raise CheckpointNotFoundError(self._catalog.directory, " (it holds no checkpoint of this name format).")
+        raise self._nothing()
+
+    def choose(self, which: Literal["latest", "best"]) -> Entry:
+        """Give the first choice among the valid checkpoints."""
+        for entry in self._candidates(which):
+            if entry.info is not None:
+                return entry
+        raise self._nothing()
+
+    def _nothing(self) -> CheckpointNotFoundError:
+        return CheckpointNotFoundError(self._catalog.directory, " (it holds no checkpoint of this name format).")
 
     def _candidates(self, which: str) -> list[Entry]:
         """Give the files to try, the first choice first; what is no valid checkpoint is among them, to be told of."""

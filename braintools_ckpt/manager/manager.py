@@ -22,7 +22,10 @@ from ..async_manager import AsyncManager
 from ..errors import (
     CheckpointNotFoundError,
 )
+from ..format.whole import copy_whole
+from ..storage.local import atomic_write
 from ..storage.outcome import is_shown
+from ..storage.sources import open_source
 from ..warn import warn
 from .catalog import Catalog
 from .loader import Loader, Which
@@ -409,6 +412,52 @@ class CheckpointManager:
                 raise self._missing(number)
             return number, msgpack_load(self._catalog.path(number), target, **options)
         return self._loader.load(which, target, strict, options)
+
+    def export(self, step: Which, path: str | os.PathLike[str], *, overwrite: bool = False) -> str:
+        """Copy a checkpoint to where it is to stay: as one file, also where ``share_unchanged`` has made several of it.
+
+        Parameters
+        ----------
+        step : int, 'latest' or 'best'
+            Which one.
+        path : str or os.PathLike
+            Where the copy goes.
+        overwrite : bool, default False
+            Replace an existing file.
+
+        Returns
+        -------
+        str
+            The path.
+
+        Raises
+        ------
+        CheckpointNotFoundError
+            If there is none.
+        CorruptCheckpointError
+            If it is not as it was written: every byte is checked.
+        AlreadyExistsError
+            If the file exists and ``overwrite`` is false.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> from braintools_ckpt import CheckpointManager, msgpack_load
+        >>> folder = tempfile.mkdtemp()
+        >>> with CheckpointManager(os.path.join(folder, "run")) as manager:
+        ...     saved = [manager.save(step, {"step": step}, {"loss": (step - 2) ** 2}) for step in range(5)]
+        ...     model = manager.export("best", os.path.join(folder, "model.ckpt"))
+        >>> msgpack_load(model)
+        {'step': 2}
+        """
+        self._saver.settle()
+        chosen = self._loader.choose(step) if isinstance(step, str) else self._catalog.look(_step(step))
+        if chosen is None:
+            raise self._missing(_step(step))
+        name = os.fsdecode(path)
+        with open_source(chosen.path) as source, atomic_write(name, overwrite=overwrite) as sink:
+            copy_whole(source, sink)
+        return name
 
     def delete(self, step: int) -> None:
         """Delete the checkpoint of a step, whatever the policy says.

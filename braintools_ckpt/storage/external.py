@@ -93,14 +93,14 @@ class ExternalFiles:
     def settle(self) -> list[tuple[str, list[Range]]]:
         """Give the names that the files will have, and what is in them; after this, nothing is added.
 
-        Of an earlier file that is mostly unused, or has less than the new one, the data is copied: so not much is kept
-        that nobody needs, and the number of files grows with the logarithm of their size.
+        Of an earlier file that is mostly unused, or has no more than the new one, the data is copied: so not much is
+        kept that nobody needs, and the number of files grows with the logarithm of their size.
         """
         files = {}
         by_use = {source: sum(size for _, size, _ in ranges) for source, ranges in self._kept.items()}
         for source in sorted(by_use, key=by_use.__getitem__):
             new_size = 0 if self._new is None else self._new.position
-            worth = 2 * by_use[source] >= source.size and by_use[source] >= new_size
+            worth = 2 * by_use[source] >= source.size and by_use[source] > new_size
             temporary = self._linked(source) if worth else None
             if temporary is not None:
                 files[temporary] = self._kept[source]

@@ -1,0 +1,752 @@
+"""Unchanged data of a run where the file system has no reflinks: in files beside the checkpoints, by hard links."""
+
+from __future__ import annotations
+
+import errno
+import io
+import itertools
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from braintools_ckpt import (
+    CheckpointError,
+    CheckpointManager,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    IncompleteCheckpointError,
+    KeepLatest,
+    StepExistsError,
+    msgpack_dumps,
+    msgpack_load,
+    msgpack_save,
+    open_checkpoint,
+)
+from braintools_ckpt.format import layout, unchanged
+from braintools_ckpt.manager import catalog
+from braintools_ckpt.storage import sources, temporary
+from braintools_ckpt.storage.external import EXTERNAL_NAME
+from braintools_ckpt.storage.sinks import FileSink
+
+sys.path.insert(0, str(Path(__file__).parent / "harness"))
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the system calls are those of Linux")
+if sys.platform == "linux":
+    from faults import Calls, faults_of
+
+SIZE = 1 << 16
+HOUR = 3600
+
+
+@pytest.fixture(autouse=True)
+def links_alone(monkeypatch):
+    """Let the file system have no reflinks, and take smaller arrays for large ones."""
+    monkeypatch.setattr(FileSink, "share", lambda *_: False)
+    monkeypatch.setattr(layout, "PAGED_FROM", SIZE)
+    unchanged._say_refused.cache_clear()
+
+
+def array(seed, size=SIZE):
+    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+
+
+def frozen(count=3):
+    return {f"w{i}": array(i) for i in range(count)}
+
+
+def tree(step, **others):
+    return {"frozen": frozen(), "state": array(1000 + step), "step": step, **others}
+
+
+def run(folder, **options):
+    return CheckpointManager(folder, **{"async_save": False, "durable": False, "share_unchanged": True, **options})
+
+
+def filled(folder, steps=4, **options):
+    manager = run(folder, **options)
+    for step in range(steps):
+        manager.save(step, tree(step))
+    return manager
+
+
+def equal(one, other):
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    return np.array_equal(one, other)
+
+
+def path(folder, step):
+    return Path(folder, f"{step:010}.ckpt")
+
+
+def beside(folder, step=None):
+    """Give the files beside checkpoints, or one of them."""
+    start = "" if step is None else path(folder, step).name
+    return sorted(p for p in Path(folder).iterdir() if EXTERNAL_NAME.fullmatch(p.name) and p.name.startswith(start))
+
+
+def used(folder):
+    """Give the bytes that a folder takes on the disk."""
+    status = {s.st_ino: s for s in (p.stat() for p in Path(folder).iterdir())}
+    return sum(s.st_blocks * 512 for s in status.values())
+
+
+def aged(folder):
+    for file in Path(folder).iterdir():
+        os.utime(file, (time.time() - 2 * HOUR,) * 2)
+
+
+def index_of(file):
+    """Give the index of a checkpoint, as it stands in the file."""
+    data = Path(file).read_bytes()
+    _, at, size, _, _ = layout.TRAILER.unpack(data[-layout.TRAILER.size :])
+    return msgpack.unpackb(data[at : at + size])
+
+
+def rewrite(file, data=None, **changes):
+    """Write a file with another index."""
+    data = bytes(Path(file).read_bytes() if data is None else data)
+    _, at, size, _, _ = layout.TRAILER.unpack(data[-layout.TRAILER.size :])
+    index = msgpack.packb({**msgpack.unpackb(data[at : at + size]), **changes})
+    digest = xxhash.xxh3_64_intdigest(index)
+    trailer = layout.TRAILER.pack(layout.TRAILER_HEAD, at, len(index), digest, layout.MAGIC)
+    Path(file).write_bytes(data[:at] + index + trailer)
+
+
+def referred(folder):
+    """Give the names that checkpoints of a folder refer to."""
+    files = [p for p in Path(folder).iterdir() if not EXTERNAL_NAME.fullmatch(p.name)]
+    return {name for file in files for name, _ in index_of(file).get("external", [])}
+
+
+# What is there.
+
+
+def test_what_has_not_changed_is_written_once_and_stands_beside(tmp_path):
+    manager = filled(tmp_path)
+    assert beside(tmp_path, 0) == []
+    assert [len(beside(tmp_path, step)) for step in (1, 2, 3)] == [1, 1, 1]
+    assert {file.stat().st_ino for file in beside(tmp_path)} == {beside(tmp_path)[0].stat().st_ino}
+    assert beside(tmp_path)[0].stat().st_size == 3 * SIZE
+    for step in range(4):
+        assert equal(manager.restore(step), tree(step))
+        whole = msgpack_dumps(tree(step))
+        assert 0 <= path(tmp_path, step).stat().st_size - len(whole) < 1000  # as a whole one, with what is in metadata
+        assert path(tmp_path, step).stat().st_blocks * 512 < (4 if step == 0 else 1) * SIZE + 8 * 4096
+    assert used(tmp_path) < (4 + 3 + 3) * SIZE + 40 * 4096
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("stays", [set(c) for n in (1, 2) for c in itertools.combinations(range(4), n)])
+def test_each_step_stays_when_others_are_deleted(stays, by_hand, tmp_path):
+    manager = filled(tmp_path)
+    for step in set(range(4)) - stays:
+        if by_hand:
+            path(tmp_path, step).unlink()
+            for file in beside(tmp_path, step):
+                file.unlink()
+        else:
+            manager.delete(step)
+    assert manager.all_steps() == sorted(stays)
+    assert len(beside(tmp_path)) == len(stays - {0})
+    for step in stays:
+        assert equal(manager.restore(step, strict=True), tree(step))
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_retention_deletes_what_is_beside(background, tmp_path):
+    with filled(tmp_path, 8, keep=KeepLatest(2), async_save=background) as manager:
+        pass
+    assert manager.all_steps() == [6, 7]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        p.name for step in (6, 7) for p in (path(tmp_path, step), *beside(tmp_path, step))
+    )
+    manager = run(tmp_path, keep=KeepLatest(1))
+    manager.save(8, tree(8))
+    assert manager.all_steps() == [8]
+    assert len(list(tmp_path.iterdir())) == 2
+    assert beside(tmp_path)[0].stat().st_nlink == 1
+    assert equal(manager.restore(), tree(8))
+
+
+def test_every_way_to_read(tmp_path):
+    manager = filled(tmp_path)
+    file = path(tmp_path, 2)
+    for options in ({}, {"mmap": True}, {"verify": False}, {"parallel": False}, {"mmap": True, "verify": False}):
+        loaded = msgpack_load(file, **options)
+        assert equal(loaded, tree(2))
+        loaded["frozen"]["w0"][:] = 0  # it is the caller's own
+        assert equal(msgpack_load(file, target=tree(0), **options), tree(2))
+    with open_checkpoint(file, mmap=True) as checkpoint:
+        one, other = checkpoint["frozen"]["w1"], checkpoint["frozen"]["w1"]
+        one[:] = 0
+        np.testing.assert_array_equal(other, frozen()["w1"])
+    with open_checkpoint(file) as checkpoint:
+        checkpoint.verify()
+        assert checkpoint.metadata["step"] == 2
+        np.testing.assert_array_equal(checkpoint.read("frozen/w2", slice(100, 200)), frozen()["w2"][100:200])
+        manager.delete(2)
+        assert equal(checkpoint.load(), tree(2))  # who reads has the files open
+
+
+def test_a_whole_range_may_stand_in_two_files(tmp_path):
+    """As no writer of ours has it, but the format allows it."""
+    filled(tmp_path)
+    file = path(tmp_path, 1)
+    with sources.LocalSource(file) as source:
+        (name, ranges), *_ = [(key, value) for key, value in index_of(file)["external"]]
+        assert source.beside(name)
+    first = np.frombuffer(ranges, "<u8").reshape(-1, 3)
+    split = [(at, SIZE // 2, there) for at, _, there in first.tolist()]
+    data = bytearray(file.read_bytes())
+    other = beside(tmp_path, 1)[0].read_bytes()
+    for at, _, there in first.tolist():
+        data[at + SIZE // 2 : at + SIZE] = other[there + SIZE // 2 : there + SIZE]
+    rewrite(file, data, external=[[name, np.array(split, "<u8").tobytes()]])
+    for options in ({}, {"mmap": True}):
+        assert equal(msgpack_load(file, **options), tree(1))
+
+
+# Which files there are.
+
+
+class Run(RuleBasedStateMachine):
+    """A run in which anything may stay as it was, beside somebody who deletes, copies and renames its files."""
+
+    @initialize(keep=st.sampled_from([None, KeepLatest(2), KeepLatest(1)]))
+    def begin(self, keep):
+        self.folder = tempfile.mkdtemp()
+        self.keep = keep
+        self.manager = run(self.folder, keep=keep)
+        self.files = {}
+        self.orphans = False
+        self.step = 0
+        self.values = [0] * 5
+
+    def name(self, step):
+        return path(self.folder, step).name
+
+    @rule(changes=st.lists(st.integers(0, 4), max_size=4), again=st.booleans())
+    def save(self, changes, again):
+        for number in changes:
+            self.values[number] += 1
+        self.step += 0 if again else 1
+        here = {f"w{i}": array(100 * i + value) for i, value in enumerate(self.values)}
+        self.manager.save(self.step, here, force=True)
+        self.files[self.name(self.step)] = here
+        steps = sorted(step for step in range(self.step + 100) if self.name(step) in self.files)
+        stays = {None: steps, 1: steps[-1:], 2: steps[-2:]}[self.keep and self.keep.n]
+        for step in set(steps) - set(stays) - {self.step}:
+            del self.files[self.name(step)]
+
+    @precondition(lambda self: self.files)
+    @rule(data=st.data())
+    def delete(self, data):
+        name = data.draw(st.sampled_from(sorted(self.files)))
+        if name.endswith(".ckpt"):
+            self.manager.delete(int(name[:10]))
+        else:
+            os.unlink(Path(self.folder, name))
+            self.orphans = True
+        del self.files[name]
+
+    @precondition(lambda self: self.files)
+    @rule(data=st.data(), move=st.booleans(), number=st.integers(0, 2), link=st.booleans(), as_step=st.booleans())
+    def copy_or_rename(self, data, move, number, link, as_step):
+        name = data.draw(st.sampled_from(sorted(self.files)))
+        to = self.name(number) if as_step else f"best-{number}"
+        if to != name:
+            self.orphans |= to in self.files  # what that one had beside it
+            source, target = Path(self.folder, name), Path(self.folder, to)
+            target.unlink(missing_ok=True)
+            (os.replace if move else os.link if link else shutil.copy)(source, target)
+            self.files[to] = self.files.pop(name) if move else self.files[name]
+
+    @rule()
+    def restart(self):
+        aged(self.folder)
+        self.manager = run(self.folder, keep=self.keep)
+
+    @invariant()
+    def whole(self):
+        if not hasattr(self, "manager"):
+            return
+        assert self.manager.all_steps() == [int(name[:10]) for name in sorted(self.files) if name.endswith(".ckpt")]
+        there = {name for name in os.listdir(self.folder) if not EXTERNAL_NAME.fullmatch(name)}
+        assert there == set(self.files)
+        for name, expected in self.files.items():
+            assert equal(msgpack_load(Path(self.folder, name)), expected)
+        if not self.orphans:
+            referred = {
+                name for file in self.files for name, _ in index_of(Path(self.folder, file)).get("external", [])
+            }
+            assert {file.name for file in beside(self.folder)} == referred
+
+    def teardown(self):
+        if hasattr(self, "folder"):
+            shutil.rmtree(self.folder)
+
+
+TestRun = Run.TestCase
+
+
+def test_the_number_of_files_grows_with_the_logarithm(tmp_path):
+    """One array after the other stops changing."""
+    manager = run(tmp_path, keep=KeepLatest(1))
+    for step in range(40):
+        manager.save(step, {f"w{i}": array(100 * i + min(step, i)) for i in range(40)})
+        assert len(beside(tmp_path, step)) <= 1 + np.log2(40)
+    assert len(beside(tmp_path, step)) >= 2
+
+
+def test_what_changes_again_is_not_kept_for_ever(tmp_path):
+    manager = run(tmp_path, keep=KeepLatest(1))
+    for step in range(40):
+        manager.save(step, {f"w{i}": array(100 * i + (0 if step < 3 else max(0, step - i))) for i in range(40)})
+        if step:
+            sizes = [file.stat().st_size for file in beside(tmp_path, step)]
+            same = 40 if step < 4 else sum(max(0, step - i) == max(0, step - 1 - i) for i in range(40))
+            assert sum(sizes) <= 2 * same * SIZE
+
+
+def test_equal_arrays_have_data_of_their_own(tmp_path):
+    manager = run(tmp_path)
+    for step in range(4):
+        manager.save(step, {"a": array(0), "b": array(0), "c": array(0)})
+        assert step == 0 or beside(tmp_path, step)[0].stat().st_size == 3 * SIZE
+    loaded = msgpack_load(path(tmp_path, 3), mmap=True)
+    loaded["a"][:] = 0
+    np.testing.assert_array_equal(loaded["b"], array(0))
+    manager.save(4, {"a": array(0), "b": array(0), "c": array(0), "d": array(0)})
+    assert equal(manager.restore(), dict.fromkeys("abcd", array(0)))
+
+
+def test_a_plain_save_shares_by_reflinks_alone(tmp_path):
+    msgpack_save(tmp_path / "1", frozen())
+    msgpack_save(tmp_path / "2", frozen(), share_with=tmp_path / "1")
+    assert beside(tmp_path) == []
+    assert (tmp_path / "2").read_bytes() == (tmp_path / "1").read_bytes()
+    filled(tmp_path / "run")
+    msgpack_save(tmp_path / "3", frozen(), share_with=path(tmp_path / "run", 2))  # of which most is elsewhere
+    assert (tmp_path / "3").read_bytes() == (tmp_path / "1").read_bytes()
+
+
+def test_a_step_that_is_saved_anew_leaves_nothing(tmp_path):
+    manager = filled(tmp_path)
+    for _ in range(3):
+        manager.save(3, tree(3, again=True), force=True)
+    assert equal(manager.restore(), tree(3, again=True))
+    assert {file.name for file in beside(tmp_path)} == referred(tmp_path)
+
+
+@pytest.mark.parametrize("no_links", ["link", "hard links", "long names"])
+def test_where_there_are_no_hard_links_all_is_written(no_links, tmp_path, monkeypatch, caplog):
+    name = "{step:010}.ckpt"
+    if no_links == "link":
+        monkeypatch.delattr(os, "link")
+    elif no_links == "hard links":
+
+        def link(*_, **__):
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", link)
+    else:
+        name = "x" * 230 + name
+    manager = filled(tmp_path, name=name)
+    assert beside(tmp_path) == []
+    for step in range(4):
+        assert equal(manager.restore(step), tree(step))
+    (record,) = caplog.records
+    assert "What is unchanged is written again" in record.getMessage()
+
+
+@pytest.mark.parametrize("code", [errno.EMLINK, errno.EPERM, errno.ENOENT, errno.EXDEV])
+def test_a_file_that_gets_no_further_name_is_copied(code, tmp_path, monkeypatch):
+    manager = filled(tmp_path)
+    real = os.link
+
+    def link(source, to):
+        if EXTERNAL_NAME.fullmatch(os.path.basename(source)):
+            raise OSError(code, os.strerror(code))
+        real(source, to)
+
+    monkeypatch.setattr(os, "link", link)
+    manager.save(4, tree(4))
+    (file,) = beside(tmp_path, 4)
+    assert file.stat().st_nlink == 1
+    assert file.stat().st_size == 3 * SIZE
+    assert equal(manager.restore(4), tree(4))
+    assert {file.name for file in beside(tmp_path)} == referred(tmp_path)
+
+
+def test_permissions_are_those_of_the_checkpoint(tmp_path):
+    before = os.umask(0o027)
+    try:
+        filled(tmp_path)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o640}
+
+
+# What is missing, damaged or forged.
+
+
+def test_a_checkpoint_without_its_data_says_so(tmp_path):
+    manager = filled(tmp_path)
+    (file,) = beside(tmp_path, 3)
+    aside = file.rename(tmp_path / "aside")
+    with pytest.raises(IncompleteCheckpointError, match=f"is in the file {file.name}, which is not beside it"):
+        msgpack_load(path(tmp_path, 3))
+    assert run(tmp_path).all_steps() == [0, 1, 2]
+    with pytest.warns(UserWarning, match=file.name):
+        assert equal(run(tmp_path).restore(), tree(2))
+    with pytest.raises(IncompleteCheckpointError):
+        run(tmp_path).restore(3)
+    with pytest.raises(StepExistsError, match=file.name):  # it can be mended
+        manager.save(3, tree(3))
+    watching = run(tmp_path)
+    assert watching.latest_step() == 2
+    aside.rename(file)
+    assert watching.latest_step() == 3
+    assert equal(watching.restore(), tree(3))
+
+
+def test_copies_elsewhere_need_their_data(tmp_path):
+    manager = filled(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    copy = Path(shutil.copy(path(tmp_path / "run", 3), tmp_path / "other"))
+    with pytest.raises(IncompleteCheckpointError):
+        msgpack_load(copy)
+    shutil.copy(beside(tmp_path / "run", 3)[0], tmp_path / "other")
+    assert equal(msgpack_load(copy), tree(3))
+    data = path(tmp_path / "run", 3).read_bytes()
+    with pytest.raises(IncompleteCheckpointError, match="Load it by its path"):
+        msgpack_load(io.BytesIO(data))
+    assert equal(manager.restore(3), tree(3))
+
+
+@pytest.mark.parametrize("at", [0, SIZE - 1, SIZE, 3 * SIZE - 1])
+def test_damage_beside_is_found(at, tmp_path):
+    manager = filled(tmp_path)
+    with open(beside(tmp_path, 3)[0], "r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+    for step in (1, 2, 3):
+        with pytest.raises(CorruptCheckpointError, match=rf"{step:010}.ckpt: the checksum .* \(frozen/w{at // SIZE}\)"):
+            msgpack_load(path(tmp_path, step))
+        with open_checkpoint(path(tmp_path, step)) as checkpoint, pytest.raises(CorruptCheckpointError):
+            checkpoint.verify()
+    manager.save(4, tree(4))  # what is damaged is not shared
+    assert equal(manager.restore(strict=True), tree(4))
+    manager.save(3, tree(3))  # it is corrupt, and replaced
+    assert equal(manager.restore(3), tree(3))
+
+
+@pytest.mark.parametrize("size", [0, 1, SIZE, 3 * SIZE - 1])
+def test_a_file_that_was_cut_short_is_found(size, tmp_path):
+    filled(tmp_path)
+    os.truncate(beside(tmp_path, 3)[0], size)
+    with pytest.raises(CorruptCheckpointError, match=f"and that file has {size}"):
+        msgpack_load(path(tmp_path, 3))
+
+
+def forged(*ranges, name="x.shared-00000000"):
+    return [[name, np.array(ranges, "<u8").tobytes()]]
+
+
+MOST = 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    "external",
+    [
+        None,
+        [],
+        {},
+        [7],
+        ["ab"],
+        [["x.shared-00000000"]],
+        [["x.shared-00000000", b"", 1]],
+        [["x.shared-00000000", "text"]],
+        [["x.shared-00000000", bytes(23)]],
+        [[7, bytes(24)]],
+        *(
+            forged((4096, 1, 0), name=name)
+            for name in (
+                "",
+                "x",
+                ".shared-00000000",
+                "x.shared-0000000",
+                "x.shared-000000000",
+                "x.shared-0000000G",
+                "x.shared-ABCDEF00",
+                "x.shared-00000000\n",
+                "../x.shared-00000000",
+                "/etc/x.shared-00000000",
+                "a/x.shared-00000000",
+                "a\\x.shared-00000000",
+                "\0x.shared-00000000",
+            )
+        ),
+        [*forged((4096, 1, 0)), *forged((4097, 1, 8))],
+        [entry for i in range(65) for entry in forged((4096 + i, 1, 0), name=f"{i}.shared-00000000")],
+        forged((4096, 0, 0)),
+        forged((0, 1, 0)),
+        forged((64, 1, 0)),
+        forged((4096 + SIZE, 1, 0)),
+        forged((4096 + SIZE - 1, 2, 0)),
+        forged((4096, 100, 0), (4195, 1, 200)),
+        forged((4096, 100, 0), (4300, 1, 99)),
+        forged((MOST, 1, 0)),
+        forged((MOST, MOST, 0)),
+        forged((4096, MOST, 0)),
+        forged((4096, 1, MOST)),
+        forged((4096, MOST, MOST)),
+    ],
+)
+def test_forged_tables_are_refused(external, tmp_path):
+    msgpack_save(tmp_path / "x", [array(0), array(1)])
+    for name in ["x.shared-00000000", *(f"{i}.shared-00000000" for i in range(65))]:
+        (tmp_path / name).write_bytes(array(0).tobytes())
+    rewrite(tmp_path / "x", features=["external"], external=external)
+    for use in (msgpack_load, open_checkpoint):
+        with pytest.raises(CorruptCheckpointError):
+            use(tmp_path / "x")
+    rewrite(tmp_path / "x", features=["external"], external=forged((4096, SIZE, 0)))
+    assert equal(dict(enumerate(msgpack_load(tmp_path / "x"))), {0: array(0), 1: array(1)})
+
+
+def test_a_directory_or_a_pipe_is_no_file_beside(tmp_path):
+    msgpack_save(tmp_path / "x", [array(0)])
+    rewrite(tmp_path / "x", features=["external"], external=forged((4096, 1, 0)))
+    (tmp_path / "x.shared-00000000").mkdir()
+    with pytest.raises(CorruptCheckpointError, match="is no regular file"):
+        msgpack_load(tmp_path / "x")
+    (tmp_path / "x.shared-00000000").rmdir()
+    os.mkfifo(tmp_path / "x.shared-00000000")
+    with pytest.raises(CorruptCheckpointError, match="is no regular file"):
+        msgpack_load(tmp_path / "x")
+
+
+# Others who read and write meanwhile.
+
+
+def test_a_step_that_is_replaced_while_it_is_opened(tmp_path, monkeypatch):
+    manager = filled(tmp_path)
+    real = sources.LocalSource.beside
+
+    def late(source, name):
+        monkeypatch.setattr(sources.LocalSource, "beside", real)
+        manager.save(3, tree(3, again=True), force=True)
+        return source.beside(name)
+
+    monkeypatch.setattr(sources.LocalSource, "beside", late)
+    assert equal(msgpack_load(path(tmp_path, 3)), tree(3, again=True))
+
+
+def test_a_step_that_is_deleted_while_it_is_opened(tmp_path, monkeypatch):
+    manager = filled(tmp_path)
+    real = sources.LocalSource.beside
+
+    def late(source, name):
+        monkeypatch.setattr(sources.LocalSource, "beside", real)
+        manager.delete(3)
+        return source.beside(name)
+
+    monkeypatch.setattr(sources.LocalSource, "beside", late)
+    with pytest.raises(CheckpointNotFoundError):
+        msgpack_load(path(tmp_path, 3))
+
+
+def test_what_a_killed_save_or_deletion_has_left_is_removed(tmp_path):
+    filled(tmp_path)
+    (file,) = beside(tmp_path, 3)
+    path(tmp_path, 3).rename(tmp_path / f".x.tmp-{2**22 + 7}-{temporary._machine()}00000000")
+    assert run(tmp_path).all_steps() == [0, 1, 2]
+    assert not file.exists()
+    assert {file.name for file in beside(tmp_path)} == referred(tmp_path)
+    # A save that is killed between the two steps in which a new file gets its name: the temporary one is another name.
+    temporary_name = tmp_path / f".x.tmp-{2**22 + 7}-{temporary._machine()}00000000"
+    os.link(path(tmp_path, 2), temporary_name)
+    assert equal(run(tmp_path).restore(), tree(2))
+    assert not temporary_name.exists()
+
+
+def test_files_that_nothing_refers_to(tmp_path, caplog):
+    filled(tmp_path)
+    path(tmp_path, 3).unlink()
+    (file,) = beside(tmp_path, 3)
+    run(tmp_path)
+    assert file.exists()  # it may be about to be referred to
+    aged(tmp_path)
+    run(tmp_path)
+    assert not file.exists()  # nothing is lost
+    for step in (1, 2):
+        path(tmp_path, step).unlink()
+    beside(tmp_path, 1)[0].unlink()
+    aged(tmp_path)
+    caplog.clear()
+    run(tmp_path)
+    (file,) = beside(tmp_path)  # it may be the last of what has been moved elsewhere
+    (record,) = caplog.records
+    assert str(file) in record.getMessage()
+
+
+# Saves that fail, and processes that are killed.
+
+
+@pytest.fixture
+def fine_clock(monkeypatch):
+    """Let no file be looked at again because the clock could not tell a change."""
+    monkeypatch.setattr(catalog.time, "time_ns", lambda: 1 << 62)
+
+
+def before(folder, kind):
+    """Make a run, and give what is to be done with it."""
+    filled(folder, 4)
+    manager = run(folder, keep=KeepLatest(3), durable=True)
+    manager.infos()
+    if kind == "deleting":
+        return lambda: manager.delete(2)
+    if kind == "replacing":
+        return lambda: manager.save(3, tree(3, again=True), force=True)
+    if kind == "copying":  # one that is new, and one that is mostly unused
+        manager.save(4, {f"w{i}": array(i) for i in range(1, 20)})
+        return lambda: manager.save(5, {f"w{i}": array(i) for i in range(1, 20)})
+    return lambda: manager.save(4, tree(4))
+
+
+KINDS = ["saving", "replacing", "copying", "deleting"]
+
+
+def calls_of(folder, kind):
+    act = before(folder, kind)
+    with Calls(folder) as calls:
+        act()
+    return calls.names
+
+
+def check(folder):
+    """Every step that is listed is whole."""
+    manager = run(folder)
+    steps = manager.all_steps()
+    for step in steps:
+        loaded = manager.restore(step, strict=True)
+        if "step" in loaded:
+            assert equal({**tree(step), **{k: v for k, v in loaded.items() if k == "again"}}, loaded)
+        else:
+            assert equal(loaded, {f"w{i}": array(i) for i in range(1, 20)})
+    return steps
+
+
+@needs_linux
+@pytest.mark.usefixtures("fine_clock")
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_call_fails(kind, tmp_path, request):
+    names = calls_of(tmp_path / "run", kind)
+    faults = [(at, fault) for at, name in enumerate(names) for fault in faults_of(name)]
+    step = max(1, len(faults) * 4 // request.config.getoption("--faults"))
+    for number, (at, fault) in enumerate(faults[::step]):
+        folder = tmp_path / str(number)
+        act = before(folder, kind)
+        descriptors = len(os.listdir("/proc/self/fd"))
+        failed = False
+        with Calls(folder, at, fault):
+            try:
+                act()
+            except (OSError, CheckpointError):
+                failed = True
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+        steps = check(folder)
+        assert set(steps) >= ({1, 2, 3} if kind in ("saving", "replacing") and failed else {3})
+        if kind == "replacing":
+            aged(folder)
+            run(folder)
+        if failed and names[at] not in ("unlink", "rename"):
+            assert {file.name for file in beside(folder)} == referred(folder)
+        shutil.rmtree(folder)
+
+
+@needs_linux
+@pytest.mark.usefixtures("fine_clock")
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_process_is_killed_at_each_call(kind, late, tmp_path):
+    def kill(name, real, *arguments, **options):
+        try:
+            if late:
+                real(*arguments, **options)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    for at in range(len(calls_of(tmp_path / "run", kind))):
+        folder = tmp_path / str(at)
+        child = os.fork()
+        if not child:
+            act = before(folder, kind)
+            with Calls(folder, at, kill):
+                act()
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        steps = check(folder)
+        assert 3 in steps or kind == "copying"
+        assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+        if kind == "replacing":  # what the one before had is just another name of what others have
+            aged(folder)
+            run(folder)
+        assert {file.name for file in beside(folder)} == referred(folder)
+        shutil.rmtree(folder)
+
+
+# To one file again.
+
+
+def test_a_copy_is_whole(tmp_path):
+    manager = filled(tmp_path / "run", keep=KeepLatest(3))
+    for number in range(1, 4):
+        copy = tmp_path / f"{number}"
+        assert manager.export(number, copy) == str(copy)
+        assert equal(msgpack_load(copy), tree(number))
+        with open_checkpoint(copy) as checkpoint:
+            checkpoint.verify()
+            assert checkpoint.metadata["step"] == number
+        assert "external" not in index_of(copy)
+        assert "features" not in index_of(copy)
+        shared = msgpack_load(path(tmp_path / "run", number), raw=True)
+        assert equal(msgpack_load(copy, raw=True), shared)
+    with pytest.raises(FileExistsError):
+        manager.export("latest", tmp_path / "1")
+    manager.export("latest", tmp_path / "1", overwrite=True)
+    assert equal(msgpack_load(tmp_path / "1"), tree(3))
+    with pytest.raises(CheckpointNotFoundError):
+        manager.export(7, tmp_path / "7")
+    with pytest.raises(CheckpointNotFoundError, match="loss"):
+        manager.export("best", tmp_path / "7")
+    with pytest.raises(ValueError, match="'latest' or 'best'"):
+        manager.export("newest", tmp_path / "7")
+    with open(beside(tmp_path / "run", 2)[0], "r+b") as file:
+        file.write(b"damaged")
+    with pytest.raises(CorruptCheckpointError):
+        manager.export(2, tmp_path / "7")
+    assert not (tmp_path / "7").exists()
+    with pytest.raises(CheckpointNotFoundError):
+        run(tmp_path / "empty").export("latest", tmp_path / "7")
+
+
+def test_a_copy_of_a_whole_one_is_the_same(tmp_path):
+    manager = CheckpointManager(tmp_path / "run", async_save=False, compression="zstd")
+    manager.save(1, {"w": np.zeros(1 << 18), "s": "text"}, {"loss": 1.0})
+    manager.export("best", tmp_path / "1")
+    assert (tmp_path / "1").read_bytes() == path(tmp_path / "run", 1).read_bytes()
