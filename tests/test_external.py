@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import itertools
+import json
 import os
 import shutil
-import signal
+import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import msgpack
@@ -34,83 +34,44 @@ from braintools_ckpt import (
     open_checkpoint,
 )
 from braintools_ckpt.format import layout, unchanged
-from braintools_ckpt.manager import catalog
 from braintools_ckpt.storage import sources, temporary
 from braintools_ckpt.storage.external import EXTERNAL_NAME
-from braintools_ckpt.storage.sinks import FileSink
 
-sys.path.insert(0, str(Path(__file__).parent / "harness"))
-needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the system calls are those of Linux")
-if sys.platform == "linux":
-    from faults import Calls, faults_of
+ROOT = Path(__file__).parent.parent
+HARNESS = ROOT / "tests" / "harness"
+sys.path.insert(0, str(HARNESS))
 
-SIZE = 1 << 16
-HOUR = 3600
+if sys.platform != "linux":
+    pytest.skip("the system calls are those of Linux", allow_module_level=True)
+
+from external import (  # noqa: E402
+    KINDS,
+    SIZE,
+    aged,
+    array,
+    before,
+    beside,
+    calls_of,
+    check,
+    equal,
+    filled,
+    fine_clock,
+    frozen,
+    index_of,
+    path,
+    referred,
+    run,
+    tree,
+    used,
+)
+from external import links_alone as links_alone_at  # noqa: E402
+from faults import Calls, faults_of  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def links_alone(monkeypatch):
-    """Let the file system have no reflinks, and take smaller arrays for large ones."""
-    monkeypatch.setattr(FileSink, "share", lambda *_: False)
-    monkeypatch.setattr(layout, "PAGED_FROM", SIZE)
+    links_alone_at(monkeypatch.setattr)
     unchanged._say_refused.cache_clear()
-
-
-def array(seed, size=SIZE):
-    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
-
-
-def frozen(count=3):
-    return {f"w{i}": array(i) for i in range(count)}
-
-
-def tree(step, **others):
-    return {"frozen": frozen(), "state": array(1000 + step), "step": step, **others}
-
-
-def run(folder, **options):
-    return CheckpointManager(folder, **{"async_save": False, "durable": False, "share_unchanged": True, **options})
-
-
-def filled(folder, steps=4, **options):
-    manager = run(folder, **options)
-    for step in range(steps):
-        manager.save(step, tree(step))
-    return manager
-
-
-def equal(one, other):
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    return np.array_equal(one, other)
-
-
-def path(folder, step):
-    return Path(folder, f"{step:010}.ckpt")
-
-
-def beside(folder, step=None):
-    """Give the files beside checkpoints, or one of them."""
-    start = "" if step is None else path(folder, step).name
-    return sorted(p for p in Path(folder).iterdir() if EXTERNAL_NAME.fullmatch(p.name) and p.name.startswith(start))
-
-
-def used(folder):
-    """Give the bytes that a folder takes on the disk."""
-    status = {s.st_ino: s for s in (p.stat() for p in Path(folder).iterdir())}
-    return sum(s.st_blocks * 512 for s in status.values())
-
-
-def aged(folder):
-    for file in Path(folder).iterdir():
-        os.utime(file, (time.time() - 2 * HOUR,) * 2)
-
-
-def index_of(file):
-    """Give the index of a checkpoint, as it stands in the file."""
-    data = Path(file).read_bytes()
-    _, at, size, _, _ = layout.TRAILER.unpack(data[-layout.TRAILER.size :])
-    return msgpack.unpackb(data[at : at + size])
 
 
 def rewrite(file, data=None, **changes):
@@ -121,12 +82,6 @@ def rewrite(file, data=None, **changes):
     digest = xxhash.xxh3_64_intdigest(index)
     trailer = layout.TRAILER.pack(layout.TRAILER_HEAD, at, len(index), digest, layout.MAGIC)
     Path(file).write_bytes(data[:at] + index + trailer)
-
-
-def referred(folder):
-    """Give the names that checkpoints of a folder refer to."""
-    files = [p for p in Path(folder).iterdir() if not EXTERNAL_NAME.fullmatch(p.name)]
-    return {name for file in files for name, _ in index_of(file).get("external", [])}
 
 
 # What is there.
@@ -538,6 +493,29 @@ def test_a_directory_or_a_pipe_is_no_file_beside(tmp_path):
     os.mkfifo(tmp_path / "x.shared-00000000")
     with pytest.raises(CorruptCheckpointError, match="is no regular file"):
         msgpack_load(tmp_path / "x")
+    os.unlink(tmp_path / "x.shared-00000000")
+    (tmp_path / "secret").write_bytes(array(0).tobytes())
+    (tmp_path / "x.shared-00000000").symlink_to(tmp_path / "secret")
+    with pytest.raises(CorruptCheckpointError, match="is no regular file"):
+        msgpack_load(tmp_path / "x", mmap=True)
+
+
+def test_a_checkpoint_may_be_loaded_through_a_link(tmp_path):
+    filled(tmp_path / "run")
+    (tmp_path / "best.ckpt").symlink_to(path(tmp_path / "run", 3))
+    assert equal(msgpack_load(tmp_path / "best.ckpt"), tree(3))
+    (tmp_path / "linked").symlink_to(tmp_path / "run")
+    aged(tmp_path / "run")
+    manager = run(tmp_path / "linked", keep=KeepLatest(1))
+    assert {file.name for file in beside(tmp_path / "run")} == referred(tmp_path / "run")
+    manager.save(4, tree(4))
+    assert {file.name for file in beside(tmp_path / "run")} == referred(tmp_path / "run")
+    assert equal(manager.restore(), tree(4))
+    other = run(tmp_path / "other")
+    path(tmp_path / "other", 4).symlink_to(path(tmp_path / "run", 4))
+    assert equal(other.restore(), tree(4))
+    other.delete(4)
+    assert equal(manager.restore(), tree(4))
 
 
 # Others who read and write meanwhile.
@@ -607,54 +585,9 @@ def test_files_that_nothing_refers_to(tmp_path, caplog):
 # Saves that fail, and processes that are killed.
 
 
-@pytest.fixture
-def fine_clock(monkeypatch):
-    """Let no file be looked at again because the clock could not tell a change."""
-    monkeypatch.setattr(catalog.time, "time_ns", lambda: 1 << 62)
-
-
-def before(folder, kind):
-    """Make a run, and give what is to be done with it."""
-    filled(folder, 4)
-    manager = run(folder, keep=KeepLatest(3), durable=True)
-    manager.infos()
-    if kind == "deleting":
-        return lambda: manager.delete(2)
-    if kind == "replacing":
-        return lambda: manager.save(3, tree(3, again=True), force=True)
-    if kind == "copying":  # one that is new, and one that is mostly unused
-        manager.save(4, {f"w{i}": array(i) for i in range(1, 20)})
-        return lambda: manager.save(5, {f"w{i}": array(i) for i in range(1, 20)})
-    return lambda: manager.save(4, tree(4))
-
-
-KINDS = ["saving", "replacing", "copying", "deleting"]
-
-
-def calls_of(folder, kind):
-    act = before(folder, kind)
-    with Calls(folder) as calls:
-        act()
-    return calls.names
-
-
-def check(folder):
-    """Every step that is listed is whole."""
-    manager = run(folder)
-    steps = manager.all_steps()
-    for step in steps:
-        loaded = manager.restore(step, strict=True)
-        if "step" in loaded:
-            assert equal({**tree(step), **{k: v for k, v in loaded.items() if k == "again"}}, loaded)
-        else:
-            assert equal(loaded, {f"w{i}": array(i) for i in range(1, 20)})
-    return steps
-
-
-@needs_linux
-@pytest.mark.usefixtures("fine_clock")
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_call_fails(kind, tmp_path, request):
+def test_each_call_fails(kind, tmp_path, request, monkeypatch):
+    fine_clock(monkeypatch.setattr)
     names = calls_of(tmp_path / "run", kind)
     faults = [(at, fault) for at, name in enumerate(names) for fault in faults_of(name)]
     step = max(1, len(faults) * 4 // request.config.getoption("--faults"))
@@ -679,35 +612,16 @@ def test_each_call_fails(kind, tmp_path, request):
         shutil.rmtree(folder)
 
 
-@needs_linux
-@pytest.mark.usefixtures("fine_clock")
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_process_is_killed_at_each_call(kind, late, tmp_path):
-    def kill(name, real, *arguments, **options):
-        try:
-            if late:
-                real(*arguments, **options)
-        finally:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    for at in range(len(calls_of(tmp_path / "run", kind))):
-        folder = tmp_path / str(at)
-        child = os.fork()
-        if not child:
-            act = before(folder, kind)
-            with Calls(folder, at, kill):
-                act()
-            os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        steps = check(folder)
-        assert 3 in steps or kind == "copying"
-        assert not [p for p in folder.iterdir() if p.name.startswith(".")]
-        if kind == "replacing":  # what the one before had is just another name of what others have
-            aged(folder)
-            run(folder)
-        assert {file.name for file in beside(folder)} == referred(folder)
-        shutil.rmtree(folder)
+def test_a_process_is_killed_at_each_call(request):
+    step = max(1, 12 // request.config.getoption("--kills"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(HARNESS / "external.py"), str(step)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["kills"] > 300 // step
+    assert figures["in the midst"] > 10
+    print(f"{figures['kills']} kills, {figures['in the midst']} in the midst; 0 steps lost")
 
 
 # To one file again.

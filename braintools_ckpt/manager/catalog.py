@@ -9,23 +9,18 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..errors import CheckpointError, CorruptCheckpointError, IncompleteCheckpointError, UnsupportedVersionError
 from ..format import reader
 from ..opening import open_document, read_metadata
-from ..storage.external import EXTERNAL_NAME
 from ..storage.sources import LocalSource, Source
-from ..storage.temporary import TEMPORARY_NAME, clean_temporaries, temporary_path
 from .names import StepNames
 from .policies import StepInfo
 
 _log = logging.getLogger("braintools_ckpt")
-#: Seconds for which nothing that a save may have just made is taken for what was left of one.
-_LEAST_AGE = 3600.0
 #: What the file system says of a file, by which it is known again.
 _Mark: TypeAlias = tuple[int, int, int, int]
 #: How a file of MessagePack begins that is a map, as those of braintools.file and flax are.
@@ -36,7 +31,7 @@ _MAPS = frozenset({*range(0x80, 0x90), 0xDE, 0xDF})
 class Entry:
     """A file with the name of a step: a valid checkpoint, of which ``info`` tells, or what is wrong with it.
 
-    ``damaged`` says that it is a file of ours which is not as it was written; ``external`` are the paths of files
+    ``damaged`` says that it is a file of ours which is not as it was written; ``external`` are the names of files
     beside it that have a part of its data.
     """
 
@@ -65,8 +60,6 @@ class Catalog:
         self._lock = threading.RLock()
         self._known: dict[str, tuple[_Mark | None, Entry]] = {}
         self._told: set[str] = set()
-        #: The files with data of those that are not called like steps, or not whole.
-        self._others: dict[str, tuple[_Mark | None, tuple[str, ...]]] = {}
 
     def path(self, step: int) -> str:
         """Give the path of a step."""
@@ -83,7 +76,7 @@ class Catalog:
         """
         with self._lock:
             found = {}
-            for name, inode in self._files():
+            for name, inode in self.files():
                 entry = self._known.get(name)
                 if not (trusting and entry is not None and entry[0] is not None and entry[0][0] == inode):
                     step = self.names.step(name)
@@ -97,6 +90,11 @@ class Catalog:
         """Give what is known of all valid checkpoints, the lowest step first; as `entries` does."""
         return [entry.info for entry in self.entries(trusting=trusting) if entry.info is not None]
 
+    def known(self, step: int) -> Entry | None:
+        """Give what was known of a step when it was last looked at."""
+        known = self._known.get(self.names.of(step))
+        return None if known is None else known[1]
+
     def look(self, step: int) -> Entry | None:
         """Look at the file of one step; None if there is none."""
         name = self.names.of(step)
@@ -108,84 +106,7 @@ class Catalog:
             self._known[name] = found
             return found[1]
 
-    # Deleting.
-
-    def delete(self, entry: Entry) -> None:
-        """Delete a file, and what only it has of the files beside it."""
-        if not entry.external:
-            os.unlink(entry.path)
-            return
-        # Under this name nobody finds it without its data; and when the process is killed here, `clean` goes on.
-        temporary = temporary_path(entry.path)
-        os.rename(entry.path, temporary)
-        self.release(entry.external)
-        os.unlink(temporary)
-
-    def look_after_save(self, step: int) -> None:
-        """Look at a step that was just saved; what had data of the one that it has replaced is deleted."""
-        with self._lock:
-            replaced = self._known.get(self.names.of(step))
-            self.look(step)
-            if replaced is not None:
-                self.release(replaced[1].external)
-
-    def release(self, external: Iterable[str]) -> None:
-        """Delete files that had data of a checkpoint which is gone, unless others in the directory refer to them."""
-        if paths := set(external):
-            for path in paths - self._referred():
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
-
-    def _referred(self) -> set[str]:
-        """Give the files that have data of checkpoints in the directory, however those are called: copies, too."""
-        with self._lock:
-            known = {entry.path: entry for entry in self.entries(trusting=True) if entry.info is not None}
-            referred: set[str] = set()
-            for name, _ in self._files():
-                entry = known.get(os.path.join(self.directory, name))
-                if entry is not None:
-                    referred.update(entry.external)
-                elif not EXTERNAL_NAME.fullmatch(name) and not TEMPORARY_NAME.fullmatch(name):
-                    referred.update(self._external_of(name))
-            return referred
-
-    def _external_of(self, name: str) -> tuple[str, ...]:
-        path = os.path.join(self.directory, name)
-        with suppress(CheckpointError, OSError):
-            mark = _mark(os.stat(path))
-            known = self._others.get(name)
-            if known is None or mark is None or known[0] != mark:
-                known = self._others[name] = mark, _external_paths(path)
-            return known[1]
-        return ()
-
-    def clean(self) -> None:
-        """Remove what was left by processes that were killed while they saved or deleted."""
-        clean_temporaries(self.directory, first=_delete_external)
-        left = [name for name, _ in self._files() if EXTERNAL_NAME.fullmatch(name)]
-        referred = self._referred() if left else set()
-        for path in {os.path.join(self.directory, name) for name in left} - referred:
-            with suppress(OSError):
-                self._clean_unreferred(path)
-
-    def _clean_unreferred(self, path: str) -> None:
-        """Remove a file that nothing refers to, if its data has another name; if not, it may be the last of it."""
-        status = os.stat(path)
-        if status.st_mtime > time.time() - _LEAST_AGE:  # a save may be about to refer to it
-            return
-        if status.st_nlink > 1:
-            os.unlink(path)
-        else:
-            _log.warning(
-                "%s (%d bytes) has data of a checkpoint that is not in its directory any more. It may be deleted if "
-                "the checkpoint is not to be put back.",
-                path,
-                status.st_size,
-            )
-
-    # Looking.
-
-    def _files(self) -> list[tuple[str, int]]:
+    def files(self) -> list[tuple[str, int]]:
         """Give the names in the directory, and the numbers by which the file system knows the files."""
         try:
             with os.scandir(self.directory) as files:
@@ -240,22 +161,6 @@ def _mark(status: os.stat_result) -> _Mark | None:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _external_paths(path: str) -> tuple[str, ...]:
-    """Give the paths of the files beside a file that have a part of its data, if it is a checkpoint."""
-    with LocalSource(path) as source:
-        names = reader.external_names(source) if reader.is_checkpoint(source) else []
-    return tuple(os.path.join(os.path.dirname(path), name) for name in names)
-
-
-def _delete_external(temporary: str) -> None:
-    """Delete what a checkpoint under a temporary name refers to, unless that is just one of its names."""
-    with suppress(CheckpointError, OSError):
-        if os.stat(temporary).st_nlink == 1:
-            for path in _external_paths(temporary):
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
-
-
 def _is_ours(path: str) -> bool:
     try:
         with LocalSource(path) as source:
@@ -267,7 +172,7 @@ def _is_ours(path: str) -> bool:
 def _read(path: str, step: int, status: os.stat_result) -> Entry:
     with LocalSource(path) as source:  # not by open_checkpoint, which waits for saves that are on their way
         metadata = _metadata(source)
-        external = tuple(source.all_beside)
+        external = () if os.path.islink(path) else tuple(source.all_beside)  # those of a link are its target's
     metrics, own, when = (metadata.get(key) for key in ("metrics", "metadata", "time"))
     saved = _finite(when)
     info = StepInfo(

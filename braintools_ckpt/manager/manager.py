@@ -28,6 +28,7 @@ from ..storage.outcome import is_shown
 from ..storage.sources import open_source
 from ..warn import warn
 from .catalog import Catalog
+from .cleaning import Cleaner
 from .loader import Loader, Which
 from .names import StepNames
 from .policies import (
@@ -77,8 +78,10 @@ class CheckpointManager:
     compression, durable
         As in `msgpack_save`.
     share_unchanged : bool, default False
-        Do not write again what the step before has as well: see ``share_with`` of `msgpack_save`. Each file stays whole
-        when others are deleted.
+        Do not write again arrays of at least 1 MiB that the step before has as well. On btrfs and XFS files share them,
+        see ``share_with`` of `msgpack_save`. Where there are hard links alone, as on ext4, they stand in a file beside
+        the checkpoint, ``<its name>.shared-<number>``, which has to be copied along, or see :meth:`export`. Each step
+        stays whole when others are deleted.
 
     Raises
     ------
@@ -137,13 +140,14 @@ class CheckpointManager:
         self._unseen = metrics_of(keep)
         kept = None if keep is None else keep_policy(keep)
         self._catalog = Catalog(self.directory, StepNames(name))
+        self._cleaner = Cleaner(self._catalog)
         self._loader = Loader(self._catalog, best[0] if metric is None else metric, mode)
         self._owns_async = async_save is True
         self._async: AsyncManager | None = AsyncManager() if async_save is True else async_save or None
         self._closed = False
         os.makedirs(self.directory, exist_ok=True)
-        self._catalog.clean()
-        self._saver = Saver(self._catalog, kept, self._async, compression, durable, share_unchanged)
+        self._cleaner.clean()
+        self._saver = Saver(self._catalog, self._cleaner, kept, self._async, compression, durable, share_unchanged)
         self._preemption = Preemption(_signals(signals))
 
     # Saving.
@@ -478,7 +482,7 @@ class CheckpointManager:
         if entry is None:
             raise self._missing(step)
         try:
-            self._catalog.delete(entry)
+            self._cleaner.delete(entry)
         except FileNotFoundError:
             raise self._missing(step) from None
 

@@ -16,6 +16,7 @@ from ..format.unchanged import Earlier
 from ..storage.sources import open_source
 from ..storage.turns import settle
 from .catalog import Catalog
+from .cleaning import Cleaner
 from .policies import KeepPolicy, Moment, to_delete
 
 _log = logging.getLogger("braintools_ckpt")
@@ -28,6 +29,8 @@ class Saver:
     ----------
     catalog : Catalog
         The directory.
+    cleaner : Cleaner
+        What deletes checkpoints in it.
     keep : callable or None
         The policy; None keeps all.
     manager : AsyncManager or None
@@ -41,6 +44,7 @@ class Saver:
     def __init__(
         self,
         catalog: Catalog,
+        cleaner: Cleaner,
         keep: KeepPolicy | None,
         manager: AsyncManager | None,
         compression: Compression | None,
@@ -48,6 +52,7 @@ class Saver:
         share_unchanged: bool,
     ) -> None:
         self._catalog = catalog
+        self._cleaner = cleaner
         self._keep = keep
         self._manager = manager
         self._compression = compression
@@ -91,7 +96,10 @@ class Saver:
     ) -> bool:
         def ended() -> None:
             self._last = step, described["time"]
-            self._catalog.look_after_save(step)
+            replaced = self._catalog.known(step)
+            self._catalog.look(step)
+            if replaced is not None:
+                self._cleaner.release(replaced.external)
             self._delete_what_nobody_keeps(step)
 
         reporting = None if manager is None else _Reporting(manager, ended)
@@ -159,7 +167,7 @@ class Saver:
             try:
                 entry = self._catalog.look(info.step)
                 if entry is not None and entry.info is not None and entry.info.time == info.time:
-                    self._catalog.delete(entry)
+                    self._cleaner.delete(entry)
             except FileNotFoundError:
                 pass
             except OSError as error:  # it is tried again after the next save

@@ -244,16 +244,21 @@ class LocalSource(BatchSource):
         ------
         CheckpointNotFoundError
             There is none of that name.
+        InvalidCheckpointPath
+            It is no regular file, or a symbolic link, which could lead anywhere.
         """
         if name not in self._beside:
-            opened = self._beside[name] = LocalSource(os.path.join(os.path.dirname(self.name), name))
+            path = os.path.join(os.path.dirname(os.path.realpath(self.name)), name)
+            if os.path.islink(path):
+                raise InvalidCheckpointPath(f'Cannot load "{path}": it is a symbolic link.')
+            opened = self._beside[name] = LocalSource(path)
             opened.on_bytes = self.on_bytes
         return self._beside[name]
 
     @property
     def all_beside(self) -> list[str]:
-        """The paths of the files that `beside` has opened."""
-        return [source.name for source in self._beside.values()]
+        """The names of the files that `beside` has opened."""
+        return list(self._beside)
 
     def _read_some(self, offset: int, batch: list[memoryview]) -> int:
         try:
