@@ -325,6 +325,11 @@ def test_where_there_are_no_hard_links_all_is_written(no_links, tmp_path, monkey
     assert "What is unchanged is written again" in record.getMessage()
 
 
+def test_steps_are_not_called_like_files_beside_them(tmp_path):
+    with pytest.raises(ValueError, match="files beside checkpoints are called so"):
+        run(tmp_path, name="run.shared-{step:08}")
+
+
 @pytest.mark.parametrize("code", [errno.EMLINK, errno.EPERM, errno.ENOENT, errno.EXDEV])
 def test_a_file_that_gets_no_further_name_is_copied(code, tmp_path, monkeypatch):
     manager = filled(tmp_path)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
-import operator
 import os
-import signal as signals_of_os
 import threading
 import time
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -27,6 +23,7 @@ from ..storage.local import atomic_write
 from ..storage.outcome import is_shown
 from ..storage.sources import open_source
 from ..warn import warn
+from .arguments import listed, makes, metric_numbers, signal_numbers, step_number
 from .catalog import Catalog
 from .cleaning import Cleaner
 from .loader import Loader, Which
@@ -148,7 +145,7 @@ class CheckpointManager:
         os.makedirs(self.directory, exist_ok=True)
         self._cleaner.clean()
         self._saver = Saver(self._catalog, self._cleaner, kept, self._async, compression, durable, share_unchanged)
-        self._preemption = Preemption(_signals(signals))
+        self._preemption = Preemption(signal_numbers(signals))
 
     # Saving.
 
@@ -192,8 +189,8 @@ class CheckpointManager:
         """
         if self._closed:
             raise RuntimeError("Cannot save with a closed CheckpointManager. Make a new one.")
-        step = _step(step)
-        numbers = _numbers(metrics or {})
+        step = step_number(step)
+        numbers = metric_numbers(metrics or {})
         now = time.time()
         if not (force or self._wants(step, now)):
             return False
@@ -227,7 +224,7 @@ class CheckpointManager:
         bool
             What the policy says; True when the process has been asked to end.
         """
-        return self._wants(_step(step), time.time())
+        return self._wants(step_number(step), time.time())
 
     def _wants(self, step: int, now: float) -> bool:
         return self.preempted or self._save_policy(self._saver.moment(step, now, self.preempted))
@@ -308,7 +305,7 @@ class CheckpointManager:
         CheckpointNotFoundError
             If there is no valid checkpoint of that step.
         """
-        step = _step(step)
+        step = step_number(step)
         self._saver.settle(step)
         entry = self._catalog.look(step)
         if entry is None or entry.info is None:
@@ -337,7 +334,7 @@ class CheckpointManager:
 
     def _missing(self, step: int, problem: str = "") -> Exception:
         steps = self.all_steps()
-        there = f"the directory has {_listed(steps)}" if steps else "there is no checkpoint in its directory"
+        there = f"the directory has {listed(steps)}" if steps else "there is no checkpoint in its directory"
         return CheckpointNotFoundError(self._catalog.path(step), f" (step {step}); {problem or there}.")
 
     # Loading.
@@ -402,7 +399,7 @@ class CheckpointManager:
         MismatchError
             If checkpoint and ``init`` differ.
         """
-        target: Any = init() if _makes(init) else init  # type: ignore[operator]
+        target: Any = init() if makes(init) else init  # type: ignore[operator]
         self._saver.settle()
         if not self._catalog.entries():
             return 0, target
@@ -411,7 +408,7 @@ class CheckpointManager:
     def _restore(self, which: Which, target: Any, strict: bool, options: Mapping[str, Any]) -> tuple[int, Any]:
         self._saver.settle()
         if not isinstance(which, str):
-            number = _step(which)
+            number = step_number(which)
             if self._catalog.look(number) is None:
                 raise self._missing(number)
             return number, msgpack_load(self._catalog.path(number), target, **options)
@@ -455,9 +452,9 @@ class CheckpointManager:
         {'step': 2}
         """
         self._saver.settle()
-        chosen = self._loader.choose(step) if isinstance(step, str) else self._catalog.look(_step(step))
+        chosen = self._loader.choose(step) if isinstance(step, str) else self._catalog.look(step_number(step))
         if chosen is None:
-            raise self._missing(_step(step))
+            raise self._missing(step_number(step))
         name = os.fsdecode(path)
         with open_source(chosen.path) as source, atomic_write(name, overwrite=overwrite) as sink:
             copy_whole(source, sink)
@@ -476,7 +473,7 @@ class CheckpointManager:
         CheckpointNotFoundError
             If there is none.
         """
-        step = _step(step)
+        step = step_number(step)
         self._saver.settle(step)
         entry = self._catalog.look(step)
         if entry is None:
@@ -501,7 +498,7 @@ class CheckpointManager:
         list of int
             The steps that were deleted.
         """
-        step = _step(step)
+        step = step_number(step)
         self._saver.settle()
         entries = (entry for entry in self._catalog.entries() if entry.info is not None or entry.damaged)
         later = [entry.step for entry in entries if entry.step > step]
@@ -617,7 +614,7 @@ class CheckpointManager:
                 error.add_note(f"Besides, a save in the background failed: {failed!r}")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.directory}: {_listed(self.all_steps()) or 'no checkpoint'}>"
+        return f"<{type(self).__name__} of {self.directory}: {listed(self.all_steps()) or 'no checkpoint'}>"
 
 
 def _wait_for(look: Callable[[], T | None], timeout: float | None, poll: float) -> T | None:
@@ -629,51 +626,3 @@ def _wait_for(look: Callable[[], T | None], timeout: float | None, poll: float) 
             return None
         time.sleep(min(poll, left))
     return found
-
-
-def _signals(given: Any) -> Iterable[int]:
-    if isinstance(given, bool):
-        return (signals_of_os.SIGTERM, signals_of_os.SIGINT) if given else ()
-    return (given,) if isinstance(given, int) else tuple(given)
-
-
-def _step(step: Any) -> int:
-    with contextlib.suppress(TypeError):
-        number = operator.index(step)
-        if number >= 0 and not isinstance(step, bool):
-            return number
-    raise ValueError(f"step, the first argument, must be a whole number of at least 0, got {_shown(step)}.")
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {}
-    for name, value in metrics.items():
-        number = None
-        if not isinstance(value, (str, bytes)):
-            with contextlib.suppress(TypeError, ValueError, OverflowError):
-                number = float(value)
-        if number is None:
-            raise TypeError(
-                f"metrics must be numbers, got {_shown(value)} for {name!r}. What describes a checkpoint otherwise "
-                "goes into metadata=."
-            )
-        numbers[str(name)] = number
-    return numbers
-
-
-def _makes(init: Any) -> bool:
-    """Tell whether something to begin with is made by a call. Not by callable(): a model is that, too."""
-    if isinstance(init, types.FunctionType | types.MethodType | types.BuiltinFunctionType | functools.partial | type):
-        return True
-    return callable(init) and hasattr(init, "__wrapped__")  # as jax.jit makes them
-
-
-def _shown(value: Any) -> str:
-    """Write a value, or what it is where that is long: a model may have been passed by mistake."""
-    text = repr(value)
-    return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__qualname__}"
-
-
-def _listed(steps: list[int]) -> str:
-    shown = ", ".join(map(str, steps)) if len(steps) <= 6 else f"{steps[0]}, {steps[1]}, ... {steps[-1]}"
-    return f"step{'s'[: len(steps) != 1]} {shown}" if steps else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import string
 
+from ..storage.external import EXTERNAL_NAME
+
 
 class StepNames:
     """A format with one field, ``{step}``, both ways.
@@ -33,6 +35,8 @@ class StepNames:
             raise ValueError(self._complaint("it must have the field step once"))
         if any("/" in name or "\\" in name or name.startswith(".") for name in names):
             raise ValueError(self._complaint("it must be the name of a file, and not begin with a dot"))
+        if any(EXTERNAL_NAME.fullmatch(name) for name in names):
+            raise ValueError(self._complaint("files beside checkpoints are called so, which have a part of their data"))
         before, after = (re.escape(text) for text in self._around(parts))
         self._regex = re.compile(f"{before}([0-9]+){after}")
         if any(self.step(self.of(step)) != step for step in (0, 7, 123456)):
