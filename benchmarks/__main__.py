@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks [suite|import|scaling|phases|report] [options]``."""
+"""The command line: ``python -m benchmarks [suite|import|scaling|phases|managers|report] [options]``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .lineup import PEERS
 from .runner import PeerResults, Settings, TreeResults, announce, measure_tree, merged, usable
 from .trees import TREES, Tree
 
-_COMMANDS = ("suite", "import", "scaling", "phases", "report")
+_COMMANDS = ("suite", "import", "scaling", "phases", "managers", "report")
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
 
@@ -29,9 +29,8 @@ def main(arguments: list[str]) -> None:
         arguments = ["suite", *arguments]
     options = _parser().parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    {"suite": _suite, "import": _import, "scaling": _scaling, "phases": _phases, "report": _report}[options.command](
-        options
-    )
+    commands = {"suite": _suite, "import": _import, "scaling": _scaling, "phases": _phases, "managers": _managers}
+    {**commands, "report": _report}[options.command](options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,14 +52,18 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--size", type=_bytes, default=1 << 30, help="bytes of the large trees, such as 32MiB")
         command.add_argument("--shrink", type=int, default=1, help="divide the leaves of the other trees by this")
         command.add_argument("--trees", nargs="+", default=list(TREES), help=f"of {', '.join(TREES)}")
+    managers = commands.add_parser("managers", help="runs with a CheckpointManager: ours, and Orbax's")
+    managers.add_argument("--size", type=_bytes, default=1 << 28, help="bytes that do not change")
+    managers.add_argument("--steps", type=int, nargs="+", default=[1000], help="steps in a directory")
     importing = commands.add_parser("import", help="the time of `import braintools_ckpt`")
     report = commands.add_parser("report", help="write the report of results.json anew")
-    for command in (suite, scaling, phases, importing, report):
+    for command in (suite, scaling, phases, managers, importing, report):
         command.add_argument("--out", type=Path, default=Path("benchmark-results"), help="the folder for results")
-    for command in (suite, scaling, phases):
+    for command in (suite, scaling, phases, managers):
         command.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="where to save")
+    for command in (suite, scaling, phases):
         command.add_argument("--timeout", type=float, default=400.0, help="the most seconds of one process")
-    for command, rounds in ((suite, 3), (scaling, 3), (phases, 3), (importing, 15)):
+    for command, rounds in ((suite, 3), (scaling, 3), (phases, 3), (managers, 9), (importing, 15)):
         command.add_argument("--rounds", type=int, default=rounds)
     return parser
 
@@ -193,6 +196,16 @@ def _phases(options: argparse.Namespace) -> None:
     found = phases.measure(names, amounts, options.directory, options.rounds, options.timeout)
     text = phases.markdown(list(found))
     (options.out / "phases.md").write_text(text)
+    print(text)
+
+
+def _managers(options: argparse.Namespace) -> None:
+    from . import managing
+
+    unchanging = list(managing.unchanged(options.directory, options.size, options.rounds))
+    filled = [cost for count in options.steps for cost in managing.many(options.directory, count, options.rounds)]
+    text = managing.markdown(unchanging, filled, options.size)
+    (options.out / "managers.md").write_text(text)
     print(text)
 
 
