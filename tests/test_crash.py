@@ -11,7 +11,12 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from braintools_ckpt import CheckpointManager
+from braintools_ckpt.format import reader
+from braintools_ckpt.storage.external import EXTERNAL_NAME
+from braintools_ckpt.storage.sources import LocalSource
 from braintools_ckpt.storage.temporary import TEMPORARY_NAME
 
 ROOT = Path(__file__).parent.parent
@@ -21,10 +26,10 @@ sys.path.insert(0, str(SCRIPT.parent))
 from crash import check  # noqa: E402
 
 
-def run_and_kill(folder, rng):
+def run_and_kill(folder, rng, *share):
     """Start the run, kill it at a random moment after its first save; give where it went on from, and its last save."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(SCRIPT), str(folder)]
+    command = [sys.executable, str(SCRIPT), str(folder), *share]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         begun = process.stdout.readline().split()
         left = {name for name in os.listdir(folder) if TEMPORARY_NAME.fullmatch(name)}
@@ -35,6 +40,12 @@ def run_and_kill(folder, rng):
         lines += process.stdout.read().splitlines()
     saved = [int(line.split()[1]) for line in lines if line.startswith("saved") and len(line.split()) == 2]
     return int(begun[1]), saved[-1], left
+
+
+def referred(path):
+    """Give the names of the files beside a checkpoint."""
+    with LocalSource(path) as source:
+        return reader.external_names(source)
 
 
 def read_on(folder, is_over, seen):
@@ -48,8 +59,9 @@ def read_on(folder, is_over, seen):
         time.sleep(0.01)
 
 
-def test_every_start_goes_on_from_the_last_finished_save(tmp_path, request):
-    kills = request.config.getoption("--kills") * 4
+@pytest.mark.parametrize("share", [[], ["share"]])
+def test_every_start_goes_on_from_the_last_finished_save(share, tmp_path, request):
+    kills = request.config.getoption("--kills") * 2
     rng = random.Random(0)
     is_over, seen = threading.Event(), []
     reader = threading.Thread(target=read_on, args=(tmp_path, is_over, seen))
@@ -57,7 +69,7 @@ def test_every_start_goes_on_from_the_last_finished_save(tmp_path, request):
     finished, leftovers = 0, 0
     try:
         for _ in range(kills):
-            begun, saved, left = run_and_kill(tmp_path, rng)
+            begun, saved, left = run_and_kill(tmp_path, rng, *share)
             assert begun >= finished
             assert left == set()
             leftovers += any(TEMPORARY_NAME.fullmatch(name) for name in os.listdir(tmp_path))
@@ -69,4 +81,6 @@ def test_every_start_goes_on_from_the_last_finished_save(tmp_path, request):
     manager = CheckpointManager(tmp_path)
     assert len(manager.all_steps()) <= 5
     assert manager.latest_step() >= finished
+    named = {name for step in manager.all_steps() for name in referred(manager.info(step).path)}
+    assert {name for name in os.listdir(tmp_path) if EXTERNAL_NAME.fullmatch(name)} == named
     print(f"{kills} kills, {leftovers} in the midst of a save; {len(seen)} loads by another process; 0 steps lost")
