@@ -565,6 +565,11 @@ def test_what_a_killed_save_or_deletion_has_left_is_removed(tmp_path):
     os.link(path(tmp_path, 2), temporary_name)
     assert equal(run(tmp_path).restore(), tree(2))
     assert not temporary_name.exists()
+    shutil.copy(path(tmp_path, 2), tmp_path / "best")
+    path(tmp_path, 2).rename(temporary_name)
+    run(tmp_path)
+    assert not temporary_name.exists()
+    assert equal(msgpack_load(tmp_path / "best"), tree(2))
 
 
 def test_files_that_nothing_refers_to(tmp_path, caplog):

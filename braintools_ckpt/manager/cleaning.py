@@ -61,9 +61,14 @@ class Cleaner:
                 with suppress(FileNotFoundError):
                     os.unlink(self._path(name))
 
+    def _release_for(self, temporary: str) -> None:
+        """Delete what a checkpoint refers to that has a temporary name: it was being saved, or deleted."""
+        with suppress(CheckpointError, OSError):
+            self.release(_external_names(temporary))
+
     def clean(self) -> None:
         """Remove what was left by processes that were killed while they saved or deleted."""
-        clean_temporaries(self._catalog.directory, first=_delete_external)
+        clean_temporaries(self._catalog.directory, first=self._release_for)
         left = {name for name, _ in self._catalog.files() if EXTERNAL_NAME.fullmatch(name)}
         for name in left - self._referred() if left else ():
             with suppress(OSError):
@@ -112,12 +117,3 @@ def _external_names(path: str) -> list[str]:
     """Give the names of the files beside a file that have a part of its data, if it is a checkpoint."""
     with LocalSource(path) as source:
         return reader.external_names(source) if reader.is_checkpoint(source) else []
-
-
-def _delete_external(temporary: str) -> None:
-    """Delete what a checkpoint under a temporary name refers to, unless that is just one of its names."""
-    with suppress(CheckpointError, OSError):
-        if os.stat(temporary).st_nlink == 1:
-            for name in _external_names(temporary):
-                with suppress(FileNotFoundError):
-                    os.unlink(os.path.join(os.path.dirname(temporary), name))

@@ -59,6 +59,7 @@ class ExternalFiles:
         self._new_name = ""
         #: Temporary and lasting name of each file.
         self._names: dict[str, str] = {}
+        self._checkpoint: os.stat_result | None = None
         self._open = contextlib.ExitStack()
 
     def possible(self) -> bool:
@@ -139,7 +140,9 @@ class ExternalFiles:
         self._open.close()
 
     def publish(self) -> bool:
-        """Give the files their names; tell whether there are any."""
+        """Give the files their names, just before the checkpoint gets its own; tell whether there are any."""
+        if self._names:
+            self._checkpoint = os.stat(self._temporary)
         for temporary, name in self._names.items():
             os.rename(temporary, name)
         return bool(self._names)
@@ -148,9 +151,20 @@ class ExternalFiles:
         """Remove the files of a save that has failed."""
         with contextlib.suppress(OSError):
             self._open.close()
+        if self._checkpoint is not None and self._is_published(self._checkpoint):
+            return
         for name in itertools.chain.from_iterable(self._names.items()):
             with contextlib.suppress(OSError):
                 os.unlink(name)
+
+    def _is_published(self, checkpoint: os.stat_result) -> bool:
+        """Tell whether the checkpoint has got its name all the same, and needs its files."""
+        try:
+            return os.path.samestat(os.stat(self._destination), checkpoint)
+        except FileNotFoundError:
+            return False
+        except OSError:  # rather leave something than lose it
+            return True
 
 
 def _random_name(destination: str) -> str:

@@ -130,9 +130,10 @@ def calls_of(folder, kind):
 
 
 def check(folder):
-    """Every step that is listed is whole."""
+    """Every checkpoint is whole."""
     manager = run(folder)
     steps = manager.all_steps()
+    assert [path(folder, step) for step in steps] == sorted(Path(folder).glob("*.ckpt")), "a checkpoint is not whole"
     for step in steps:
         loaded = manager.restore(step, strict=True)
         if "step" in loaded:
