@@ -4,12 +4,14 @@ import { decompress } from "fzstd";
 import { createXXHash3 } from "hash-wasm";
 
 import { NDArray, checkGrowth, parseSpec, storedSize } from "./dtypes.mjs";
-import { decode, objects, require } from "./msgpack.mjs";
+import { fill, parseExternal } from "./external.mjs";
+import { Missing, decode, objects, require } from "./msgpack.mjs";
 
 const MAGIC = Uint8Array.from([0x89, 0x42, 0x54, 0x43, 0x4b, 0x50, 0x54, 0x0d, 0x0a, 0x1a, 0x0a, 0x00]);
 const HEADER_SIZE = 18;
 const TRAILER_SIZE = 38;
 const MAX_FRAME = 2 ** 22;
+const FEATURES = ["zstd", "external"];
 const hasher = await createXXHash3(0, 0);
 
 function xxh3(bytes) {
@@ -24,15 +26,17 @@ function same(bytes, expected) {
 
 const view = (bytes) => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 
-/** A checkpoint: `index` is its index, `array(n)` gives an array of its table. */
+/** A checkpoint: `index` is its index, `array(n)` gives an array of its table. What it has elsewhere is in `folder`. */
 export class Checkpoint {
-  constructor(bytes, maxSize = 2 ** 30) {
+  constructor(bytes, folder, maxSize = 2 ** 30) {
     this.bytes = bytes;
+    this.folder = folder;
     this.maxSize = maxSize;
     this.readHeader();
     this.readTrailer();
     this.readIndex();
     this.readBlobTable();
+    this.readExternal();
     this.step();
     this.checkHashes();
     this.join();
@@ -69,8 +73,10 @@ export class Checkpoint {
     require(typeof index.get("library") === "string", "a library that is no str");
     const features = index.has("features") ? index.get("features") : [];
     require(Array.isArray(features), "features that are no array");
-    for (const feature of features) require(feature === "zstd", `the unknown feature ${feature}`);
+    for (const feature of features) require(FEATURES.includes(feature), `the unknown feature ${feature}`);
     this.compressed = features.includes("zstd");
+    this.external = features.includes("external");
+    require(!this.external || index.has("external"), "an index without external");
     this.index = index;
     this.table = index.get("arrays");
     require(this.table instanceof Map, "an array table that is no map");
@@ -120,6 +126,15 @@ export class Checkpoint {
     require(end === this.indexAt, "the index does not follow the last blob");
     require(blocks === this.hashes.length, "hashes are missing, or too many");
     require(this.rawSize.reduce((a, b) => a + b, 0) <= this.maxSize, `more than ${this.maxSize} bytes`);
+  }
+
+  /** From here on, the file is a whole one. (Without the feature, a key `external` means nothing.) */
+  readExternal() {
+    if (!this.external) return;
+    const blobs = this.at.map((at, i) => [at, this.size[i]].map(BigInt));
+    const files = parseExternal(this.index.get("external"), blobs);
+    if (this.folder === undefined) throw new Missing(files[0].name); // nothing is beside what is no file
+    fill(this.bytes, files, this.folder);
   }
 
   /** Step through the file as any MessagePack library can, and find what the table says. */

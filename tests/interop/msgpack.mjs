@@ -15,6 +15,9 @@ export class Float {
 
 export class Refused extends Error {}
 
+/** A file is not where the checkpoint has data in it: nothing is damaged, and it may be put back. */
+export class Missing extends Error {}
+
 const MAX_LEVELS = 1024;
 
 export function require(condition, message) {

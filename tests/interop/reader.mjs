@@ -5,11 +5,12 @@
 // Without arguments the names come from standard input, one a line; a line "base64:..." is a file itself.
 
 import { readFileSync } from "node:fs";
+import { dirname } from "node:path";
 import { createInterface } from "node:readline";
 
 import { NDArray } from "./dtypes.mjs";
 import { Checkpoint } from "./file.mjs";
-import { Float, Refused } from "./msgpack.mjs";
+import { Float, Missing, Refused } from "./msgpack.mjs";
 import { Dict, List, Scalar, Tagged, Tree } from "./tree.mjs";
 
 /** Tags of values that cannot be changed: whether two of them are one object means nothing. */
@@ -81,8 +82,8 @@ class Printer {
 
 const print = (value) => new Printer(value).print(value);
 
-function read(bytes) {
-  const checkpoint = new Checkpoint(bytes);
+function read(bytes, folder) {
+  const checkpoint = new Checkpoint(bytes, folder);
   const tree = new Tree(checkpoint);
   return {
     format: checkpoint.version,
@@ -95,9 +96,10 @@ function read(bytes) {
 
 function line(name) {
   try {
-    const inline = name.startsWith("base64:");
-    return JSON.stringify(read(inline ? Buffer.from(name.slice(7), "base64") : readFileSync(name)));
+    if (name.startsWith("base64:")) return JSON.stringify(read(Buffer.from(name.slice(7), "base64")));
+    return JSON.stringify(read(readFileSync(name), dirname(name)));
   } catch (error) {
+    if (error instanceof Missing) return JSON.stringify({ missing: error.message });
     if (error instanceof Refused) return JSON.stringify({ refused: error.message });
     return JSON.stringify({ failed: `${error.name}: ${error.message}`, stack: error.stack });
   }
