@@ -16,7 +16,7 @@ from .arguments import (
     make_options,
 )
 from .document import LiveArrays
-from .opening import load, settled_source
+from .opening import load, read_current, settled_source
 from .progress import counting, progress_bar
 from .saving import prepare, prepared, reserved
 from .storage.sinks import BytesSink
@@ -267,9 +267,13 @@ def msgpack_load(
     local_name(filename, "read", "rb")
     if verbose:
         print(f"Loading checkpoint from {filename}")
-    with settled_source(filename) as source, progress_bar(progress, "loading", source.size) as on_bytes, walking():
-        how = {"verify": verify, "mmap": mmap, "parallel": parallel}
-        return load(counting(source, on_bytes), target, options, rename, raw, max_size=max_size, **how)
+    how = {"verify": verify, "mmap": mmap, "parallel": parallel}
+
+    def load_once() -> Any:
+        with settled_source(filename) as source, progress_bar(progress, "loading", source.size) as on_bytes, walking():
+            return load(counting(source, on_bytes), target, options, rename, raw, max_size=max_size, **how)
+
+    return read_current(load_once)
 
 
 def msgpack_dumps(

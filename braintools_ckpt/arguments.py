@@ -43,7 +43,7 @@ def check_sharing(share_with: Any, format_: Any, compression: Any) -> Earlier | 
     """Check with what a save may share data, and give it."""
     if share_with is None:
         return None
-    if not isinstance(share_with, (str, os.PathLike, Earlier)):
+    if not isinstance(share_with, (str, os.PathLike)):
         raise TypeError(f"share_with must be the path of a checkpoint, got {type(share_with).__name__}.")
     if format_ != "v1" or compression is not None:
         raise ValueError("share_with= needs format='v1' without compression: what is compressed cannot be shared.")

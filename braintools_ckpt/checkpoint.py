@@ -15,7 +15,7 @@ from .arguments import make_options
 from .document import ARRAY, ARRAYS, LEAF, LIST, NODE, Document, Value
 from .errors import LinkedPath, format_array, format_key, format_path, written
 from .format.reader import StoredArrays
-from .opening import load_document, open_document, read_metadata, settled_source
+from .opening import load_document, open_document, read_current, read_metadata, settled_source
 from .tree.load_report import LoadReport
 from .tree.merge import ArraysMode, Merger, Options, UnitsMode
 from .tree.mismatch import MismatchMode
@@ -340,13 +340,17 @@ def open_checkpoint(
     {'run': 'a'} ['layers/0/w', 'step'] float64[4, 2]
     7 [[1. 1.]]
     """
-    source = settled_source(filename)
-    try:
-        document = open_document(source, max_size=max_size, verify=verify, mmap=mmap)
-    except BaseException:
-        source.close()
-        raise
-    return Checkpoint(document, source.name, source.size, source.close)
+
+    def opened() -> Checkpoint:
+        source = settled_source(filename)
+        try:
+            document = open_document(source, max_size=max_size, verify=verify, mmap=mmap)
+        except BaseException:
+            source.close()
+            raise
+        return Checkpoint(document, source.name, source.size, source.close)
+
+    return read_current(opened)
 
 
 def _printable(text: str) -> str:

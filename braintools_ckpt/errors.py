@@ -63,6 +63,10 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError, ValueError):
         return type(self), self._given
 
 
+class ReplacedError(CheckpointNotFoundError):
+    """The file was deleted or replaced while it was opened."""
+
+
 class CorruptCheckpointError(InvalidCheckpointPath, ValueError):
     """The bytes are not a checkpoint, or not the ones that were written."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from .arguments import File, check_nbytes, check_size
 from .document import Document, LiveArrays
-from .errors import InvalidCheckpointPath, format_path, unlink
+from .errors import InvalidCheckpointPath, ReplacedError, format_path, unlink
 from .format import legacy, reader
 from .storage.sources import Source, open_source
 from .storage.turns import settle
@@ -22,12 +23,26 @@ from .tree.rename import rename as renamed
 from .tree.state_dict import to_state_dict
 from .walking import walking
 
+T = TypeVar("T")
+#: How often a file may be replaced while it is opened.
+_TRIES = 10
+
 
 def settled_source(file: File) -> Source:
     """Open a file when all saves to it that this process has begun have ended."""
     if isinstance(file, (str, os.PathLike)):
         settle(os.fspath(file))
     return open_source(file)
+
+
+def read_current(read: Callable[[], T]) -> T:
+    """Open and read a file; once more, if it was replaced before the files beside it could be opened."""
+    for _ in range(_TRIES):
+        try:
+            return read()
+        except ReplacedError:
+            continue
+    return read()
 
 
 def load(

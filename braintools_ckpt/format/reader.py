@@ -11,7 +11,7 @@ import reprlib
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import msgpack
 import numpy as np
@@ -19,8 +19,8 @@ import xxhash
 
 from ..document import ArraySpec, Document
 from ..dtypes import MAX_NDIM, check_growth, check_size, check_text, fits_jax, parse, storage_dtype
-from ..errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, UnsupportedVersionError
-from ..storage.sources import LocalSource, Source
+from ..errors import CheckpointError, CorruptCheckpointError, UnsupportedVersionError
+from ..storage.sources import Source
 from ..threads import do_all
 from ..walking import walking
 from . import layout
@@ -34,7 +34,6 @@ from .structure import check_structure
 Array = np.ndarray[Any, Any]
 #: Gives a view of so many bytes of a mapped file, from an offset on.
 _Views: TypeAlias = Callable[[int, int], memoryview]
-T = TypeVar("T")
 _KINDS = ("numpy", "jax", "jax_weak")
 _READERS = 4
 
@@ -89,20 +88,11 @@ def read(source: Source, *, verify: bool = True, mmap: bool = False, parallel: b
         If this is not a checkpoint, or not as it was written.
     UnsupportedVersionError
         If a newer version of the library wrote it.
+    ReplacedError
+        If it was deleted or replaced before the files beside it could be opened.
     """
     with walking():
-        return _read_current(source, lambda: _read_document(source, verify, mmap, parallel))
-
-
-def _read_current(source: Source, read: Callable[[], T]) -> T:
-    """Read a file; once more, if it was replaced before the files beside it could be opened."""
-    while True:
-        try:
-            return read()
-        except CheckpointNotFoundError:
-            if not isinstance(source, LocalSource):
-                raise
-            source.open_again()
+        return _read_document(source, verify, mmap, parallel)
 
 
 def _read_document(source: Source, verify: bool, mmap: bool, parallel: bool) -> Document:
@@ -132,7 +122,7 @@ def _blobs(source: Source, index: dict[str, Any], verify: bool) -> BlobReader:
 def read_blobs(source: Source) -> BlobReader:
     """Read where the blobs of a checkpoint are, and nothing else."""
     try:
-        return _read_current(source, lambda: _blobs(source, read_index(source), verify=True))
+        return _blobs(source, read_index(source), verify=True)
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -143,10 +133,9 @@ def external_names(source: Source) -> list[str]:
     """Read the names of the files beside a checkpoint that have a part of its data, whether they are there or not."""
     index = read_index(source)
     try:
-        return list(files_and_ranges(index["external"])) if layout.EXTERNAL in _features(source, index) else []
+        features = index.get("features", [])  # others may be unknown
+        return list(files_and_ranges(index["external"])) if layout.EXTERNAL in features else []
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise _malformed(source, error) from error
 
 

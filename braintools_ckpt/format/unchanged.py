@@ -24,11 +24,14 @@ _PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Earlier:
+class Earlier(os.PathLike[str]):
     """A checkpoint that may have the same data; ``external`` says that files beside the new one may hold it."""
 
     path: str
     external: bool = False
+
+    def __fspath__(self) -> str:
+        return self.path
 
 
 class Unchanged:

@@ -38,10 +38,10 @@ def copy_whole(source: Source, sink: Sink) -> None:
         _copy(source, source.size, sink)
         return
     index = reader.read_index(source)
-    features = [feature for feature in index["features"] if feature != layout.EXTERNAL]
-    parts = {key: value for key, value in index.items() if key not in ("features", "external")}
+    index["features"] = [feature for feature in index["features"] if feature != layout.EXTERNAL]
+    whole = {key: value for key, value in index.items() if key != "external" and (key != "features" or value)}
     _copy(blobs.source, reader.index_span(source)[0], sink)
-    write_end(sink, msgpack.packb({**parts, "features": features} if features else parts))
+    write_end(sink, msgpack.packb(whole))
 
 
 def _copy(source: Source, size: int, sink: Sink) -> None:

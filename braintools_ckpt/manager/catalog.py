@@ -21,6 +21,8 @@ from .names import StepNames
 from .policies import StepInfo
 
 _log = logging.getLogger("braintools_ckpt")
+#: How often a directory is looked at in which nothing was left. (A link that leads nowhere is never there.)
+_TRIES = 5
 #: What the file system says of a file, by which it is known again.
 _Mark: TypeAlias = tuple[int, int, int, int]
 #: How a file of MessagePack begins that is a map, as those of braintools.file and flax are.
@@ -31,8 +33,8 @@ _MAPS = frozenset({*range(0x80, 0x90), 0xDE, 0xDF})
 class Entry:
     """A file with the name of a step: a valid checkpoint, of which ``info`` tells, or what is wrong with it.
 
-    ``damaged`` says that it is a file of ours which is not as it was written; ``external`` are the names of files
-    beside it that have a part of its data.
+    ``damaged`` says that it is a file of ours which is not as it was written, ``incomplete`` that a file is missing
+    which has a part of its data; ``external`` are the names of such files.
     """
 
     step: int
@@ -40,7 +42,12 @@ class Entry:
     info: StepInfo | None = None
     problem: str = ""
     damaged: bool = False
+    incomplete: bool = False
     external: tuple[str, ...] = ()
+
+    def error(self) -> CorruptCheckpointError:
+        """Make the error that tells of the problem."""
+        return (IncompleteCheckpointError if self.incomplete else CorruptCheckpointError)(self.problem)
 
 
 class Catalog:
@@ -71,29 +78,33 @@ class Catalog:
         Parameters
         ----------
         trusting : bool
-            Take it that no file was written to since it was read: then only those are looked at that are new, or have
-            taken the place of others. To list the names of a directory takes little time, to look at each file much.
+            Take it that files have not changed whose names and numbers (those of the file system) are what they were.
+            To list these takes little time, to look at each file much.
         """
         with self._lock:
-            found = {}
-            for name, inode in self.files():
-                entry = self._known.get(name)
-                if not (trusting and entry is not None and entry[0] is not None and entry[0][0] == inode):
-                    step = self.names.step(name)
-                    entry = None if step is None else self._look(name, step)
-                if entry is not None:
-                    found[name] = entry
-            self._known = found
-            return sorted((entry for _, entry in found.values()), key=operator.attrgetter("step"))
+            for _ in range(_TRIES):
+                if self._list(trusting):
+                    break  # else all that there was is gone, so something else has come
+            return sorted((entry for _, entry in self._known.values()), key=operator.attrgetter("step"))
+
+    def _list(self, trusting: bool) -> bool:
+        """Look at the directory; false if it had files, and none of them was left when they were looked at."""
+        found: dict[str, tuple[_Mark | None, Entry]] = {}
+        vanished = False
+        for name, inode in self.files():
+            entry = self._known.get(name)
+            if not (trusting and entry is not None and _has_number(entry[0], inode)):
+                step = self.names.step(name)
+                entry = None if step is None else self._look(name, step)
+                vanished |= step is not None and entry is None
+            if entry is not None:
+                found[name] = entry
+        self._known = found
+        return bool(found) or not vanished
 
     def infos(self, *, trusting: bool = False) -> list[StepInfo]:
         """Give what is known of all valid checkpoints, the lowest step first; as `entries` does."""
         return [entry.info for entry in self.entries(trusting=trusting) if entry.info is not None]
-
-    def known(self, step: int) -> Entry | None:
-        """Give what was known of a step when it was last looked at."""
-        known = self._known.get(self.names.of(step))
-        return None if known is None else known[1]
 
     def look(self, step: int) -> Entry | None:
         """Look at the file of one step; None if there is none."""
@@ -135,7 +146,7 @@ class Catalog:
         except UnsupportedVersionError as error:
             return mark, self._wrong(name, Entry(step, path, problem=str(error)))
         except IncompleteCheckpointError as error:  # what is missing may come
-            return None, self._wrong(name, Entry(step, path, problem=str(error)))
+            return None, self._wrong(name, Entry(step, path, problem=str(error), incomplete=True))
         except (CheckpointError, ValueError) as error:
             damaged = isinstance(error, CorruptCheckpointError) and _is_ours(path)
             return mark, self._wrong(name, Entry(step, path, problem=str(error), damaged=damaged))
@@ -159,6 +170,10 @@ def _mark(status: os.stat_result) -> _Mark | None:
     if not changed < time.time_ns() - step:
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _has_number(mark: _Mark | None, inode: int) -> bool:
+    return mark is not None and mark[0] == inode
 
 
 def _is_ours(path: str) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
-from ..errors import CheckpointError
+from ..errors import CorruptCheckpointError, InvalidCheckpointPath, UnsupportedVersionError
 from ..format import reader
 from ..storage.external import EXTERNAL_NAME
 from ..storage.sources import LocalSource
@@ -16,15 +17,15 @@ from ..storage.temporary import TEMPORARY_NAME, clean_temporaries, temporary_pat
 from .catalog import Catalog, Entry
 
 _log = logging.getLogger("braintools_ckpt")
-#: Seconds for which nothing that a save may have just made is taken for what was left of one.
+#: Seconds for which what cannot be read may be a file that is being copied, and what nothing refers to may yet be.
 _LEAST_AGE = 3600.0
 
 
 class Cleaner:
     """Deletes checkpoints of a directory, with what only they have of the files beside them.
 
-    Whether others have it is not looked up anywhere but in the checkpoints themselves: whoever made them, by a save, by
-    copying or by renaming, they stay whole.
+    Who else refers to such a file is looked up in all checkpoints of the directory, each time: whoever made them, by a
+    save, by copying or by renaming, they stay whole. If that cannot be found out, nothing is deleted for now.
 
     Parameters
     ----------
@@ -34,86 +35,165 @@ class Cleaner:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        #: The files beside those that are not called like steps, or not whole, by name and what they are known by.
-        self._others: dict[tuple[str, int, int, int], list[str]] = {}
+        self._lock = threading.RLock()  # a signal handler may save in the midst of a save
+        #: Names of files that had data of what is gone.
+        self._waiting: set[str] = set()
+        #: What files refer to that are not called like steps, or are not whole: by name, with what they are known by.
+        self._others: dict[str, tuple[tuple[int, ...], list[str]]] = {}
 
-    def delete(self, entry: Entry) -> None:
-        """Delete a checkpoint.
+    @contextmanager
+    def deleting(self) -> Iterator[Callable[[Entry], None]]:
+        """Give a function that deletes a checkpoint; what only they had is deleted when the block ends.
 
-        Raises
-        ------
-        FileNotFoundError
-            It is not there any more.
+        The function raises FileNotFoundError where there is none any more.
         """
-        if not entry.external:
-            os.unlink(entry.path)
+        aside: list[str] = []
+
+        def delete(entry: Entry) -> None:
+            external = self._external(entry)
+            if not external:
+                os.unlink(entry.path)
+                return
+            # Under this name nobody finds it without its data; and when the process is killed here, `clean` goes on.
+            with suppress(OSError):
+                os.utime(entry.path)  # or it would seem to have been left by somebody long ago
+            os.rename(entry.path, temporary := temporary_path(entry.path))
+            aside.append(temporary)
+            self._wait_for(external)
+
+        try:
+            yield delete
+        finally:
+            self._finish(aside)
+
+    @contextmanager
+    def replacing(self, entry: Entry | None) -> Iterator[None]:
+        """Delete what had data of a checkpoint that is replaced in the block."""
+        external = [] if entry is None else self._external(entry)
+        if entry is None or not external:
+            yield
             return
-        # Under this name nobody finds it without its data; and when the process is killed here, `clean` goes on.
-        temporary = temporary_path(entry.path)
-        os.rename(entry.path, temporary)
-        self.release(entry.external)
-        os.unlink(temporary)
-
-    def release(self, external: Collection[str]) -> None:
-        """Delete files that had data of a checkpoint which is gone, unless others in the directory refer to them."""
-        if external:
-            for name in set(external) - self._referred():
-                with suppress(FileNotFoundError):
-                    os.unlink(self._path(name))
-
-    def _release_for(self, temporary: str) -> None:
-        """Delete what a checkpoint refers to that has a temporary name: it was being saved, or deleted."""
-        with suppress(CheckpointError, OSError):
-            self.release(_external_names(temporary))
+        aside = temporary_path(entry.path)
+        with suppress(OSError):  # by this, `clean` finds what is to be deleted when the process is killed
+            os.link(entry.path, aside)
+        try:
+            yield
+        finally:  # if it has not been replaced, it is seen to refer to them
+            self._wait_for(external)
+            self._finish([aside])
 
     def clean(self) -> None:
         """Remove what was left by processes that were killed while they saved or deleted."""
         clean_temporaries(self._catalog.directory, first=self._release_for)
-        left = {name for name, _ in self._catalog.files() if EXTERNAL_NAME.fullmatch(name)}
-        for name in left - self._referred() if left else ():
+        left = [name for name, _ in self._catalog.files() if EXTERNAL_NAME.fullmatch(name)]
+        referred = self._referred() if left else None
+        if referred is not None:
+            self._tell_unreferred(self._path(name) for name in left if name not in referred)
+
+    def _release_for(self, temporary: str) -> None:
+        """Delete what a checkpoint refers to that has a temporary name: it was being saved, or deleted."""
+        with suppress(InvalidCheckpointPath, OSError):
+            self._wait_for(_names_in(temporary))
+            self._finish([])
+
+    def _tell_unreferred(self, paths: Iterable[str]) -> None:
+        """Tell of files that no checkpoint refers to: they may be the last of one that somebody has moved elsewhere."""
+        old = []
+        for path in paths:
             with suppress(OSError):
-                self._clean_unreferred(self._path(name))
+                status = os.stat(path)
+                if status.st_mtime < time.time() - _LEAST_AGE:  # of others, a save may be about to refer to them
+                    old.append(path)
+        if old:
+            _log.warning(
+                "%d files in %s, such as %s, have data of checkpoints that are not there any more. They may be deleted "
+                "if these are not to be put back.",
+                len(old),
+                self._catalog.directory,
+                os.path.basename(old[0]),
+            )
+
+    # What may go.
+
+    def _wait_for(self, names: Iterable[str]) -> None:
+        with self._lock:
+            self._waiting.update(names)
+
+    def _finish(self, aside: list[str]) -> None:
+        """Remove what was set aside, but first what only that had; what cannot be is tried again the next time."""
+        with self._lock:
+            try:
+                referred = self._referred() if self._waiting else None
+            except OSError as error:
+                _log.warning("It cannot be found out what may be deleted: %s", error)
+                referred = None
+            if referred is not None:
+                gone, self._waiting = self._waiting - referred, set()
+                for name in gone:
+                    self._unlink(name)
+        for path in aside:
+            with suppress(OSError):  # another process may have taken it for what was left
+                os.unlink(path)
+
+    def _unlink(self, name: str) -> None:
+        try:
+            os.unlink(self._path(name))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._waiting.add(name)
+            _log.warning("%s could not be deleted: %s", self._path(name), error)
 
     def _path(self, name: str) -> str:
         return os.path.join(self._catalog.directory, name)
 
-    def _referred(self) -> set[str]:
-        """Give the names of the files that have data of checkpoints in the directory."""
-        known = {os.path.basename(entry.path): entry for entry in self._catalog.entries(trusting=True)}
+    def _external(self, entry: Entry) -> list[str]:
+        """Give the names of files beside a checkpoint; of one whose index cannot be read, those called like it."""
+        if entry.info is not None or os.path.islink(entry.path):
+            return list(entry.external)
+        names = self._names_of(os.path.basename(entry.path))
+        if names:
+            return names
+        own = f"{os.path.basename(entry.path)}.shared-"
+        return [name for name, _ in self._catalog.files() if EXTERNAL_NAME.fullmatch(name) and name.startswith(own)]
+
+    def _referred(self) -> set[str] | None:
+        """Give the names of the files that have data of checkpoints in the directory; None if that is unknown."""
+        whole = {os.path.basename(entry.path): entry for entry in self._catalog.entries() if entry.info is not None}
         referred: set[str] = set()
         for name, _ in self._catalog.files():
-            if name in known and known[name].info is not None:
-                referred.update(known[name].external)
+            if name in whole:
+                referred.update(whole[name].external)
             elif not EXTERNAL_NAME.fullmatch(name) and not TEMPORARY_NAME.fullmatch(name):
-                referred.update(self._external_of(name))
+                names = self._names_of(name)
+                if names is None:
+                    return None
+                referred.update(names)
         return referred
 
-    def _external_of(self, name: str) -> list[str]:
-        with suppress(CheckpointError, OSError):
-            status = os.stat(self._path(name))
-            key = name, status.st_ino, status.st_size, status.st_mtime_ns
-            if key not in self._others:
-                self._others[key] = _external_names(self._path(name))
-            return self._others[key]
-        return []
-
-    def _clean_unreferred(self, path: str) -> None:
-        """Remove a file that nothing refers to, if its data has another name; if not, it may be the last of it."""
-        status = os.stat(path)
-        if status.st_mtime > time.time() - _LEAST_AGE:  # a save may be about to refer to it
-            return
-        if status.st_nlink > 1:
-            os.unlink(path)
-        else:
-            _log.warning(
-                "%s (%d bytes) has data of a checkpoint that is not in its directory any more. It may be deleted if "
-                "the checkpoint is not to be put back.",
-                path,
-                status.st_size,
-            )
+    def _names_of(self, name: str) -> list[str] | None:
+        """Give the names that a file refers to; None if that is unknown."""
+        path = self._path(name)
+        try:
+            status = os.stat(path)
+            mark = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+            known = self._others.get(name)
+            if known is None or known[0] != mark or status.st_mtime > time.time() - _LEAST_AGE:
+                known = self._others[name] = mark, _names_in(path)
+        except FileNotFoundError:
+            return []
+        except UnsupportedVersionError:  # it may refer to anything
+            return None
+        except CorruptCheckpointError:  # without its index it cannot be read, with all its data; but it may be growing
+            return None if status.st_mtime > time.time() - _LEAST_AGE else []
+        except InvalidCheckpointPath:  # no file at all
+            return []
+        except OSError:
+            return None
+        return known[1]
 
 
-def _external_names(path: str) -> list[str]:
-    """Give the names of the files beside a file that have a part of its data, if it is a checkpoint."""
+def _names_in(path: str) -> list[str]:
+    """Read the names of the files that have data of a checkpoint, if it is one."""
     with LocalSource(path) as source:
         return reader.external_names(source) if reader.is_checkpoint(source) else []

@@ -49,7 +49,7 @@ class Loader:
             for entry in entries:
                 try:
                     if entry.problem:
-                        raise CorruptCheckpointError(entry.problem)
+                        raise entry.error()
                     tree = msgpack_load(entry.path, target, **options)
                 except FileNotFoundError:  # deleted since
                     all_there = False

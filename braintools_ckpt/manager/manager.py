@@ -39,6 +39,7 @@ from .policies import (
     save_policy,
 )
 from .preemption import Preemption
+from .retention import Retention
 from .saver import Saver
 
 _log = logging.getLogger("braintools_ckpt")
@@ -144,7 +145,8 @@ class CheckpointManager:
         self._closed = False
         os.makedirs(self.directory, exist_ok=True)
         self._cleaner.clean()
-        self._saver = Saver(self._catalog, self._cleaner, kept, self._async, compression, durable, share_unchanged)
+        retention = Retention(self._catalog, self._cleaner, kept)
+        self._saver = Saver(self._catalog, self._cleaner, retention, self._async, compression, durable, share_unchanged)
         self._preemption = Preemption(signal_numbers(signals))
 
     # Saving.
@@ -452,13 +454,19 @@ class CheckpointManager:
         {'step': 2}
         """
         self._saver.settle()
-        chosen = self._loader.choose(step) if isinstance(step, str) else self._catalog.look(step_number(step))
-        if chosen is None:
-            raise self._missing(step_number(step))
         name = os.fsdecode(path)
-        with open_source(chosen.path) as source, atomic_write(name, overwrite=overwrite) as sink:
-            copy_whole(source, sink)
-        return name
+        while True:
+            chosen = self._loader.choose(step) if isinstance(step, str) else self._catalog.look(step_number(step))
+            if chosen is None:
+                raise self._missing(step_number(step))
+            if chosen.problem:
+                raise chosen.error()
+            try:
+                with open_source(chosen.path) as source, atomic_write(name, overwrite=overwrite) as sink:
+                    copy_whole(source, sink)
+            except CheckpointNotFoundError:  # deleted since; or, if another one is the latest now, that one is meant
+                continue
+            return name
 
     def delete(self, step: int) -> None:
         """Delete the checkpoint of a step, whatever the policy says.
@@ -479,7 +487,8 @@ class CheckpointManager:
         if entry is None:
             raise self._missing(step)
         try:
-            self._cleaner.delete(entry)
+            with self._cleaner.deleting() as delete:
+                delete(entry)
         except FileNotFoundError:
             raise self._missing(step) from None
 
@@ -500,12 +509,15 @@ class CheckpointManager:
         """
         step = step_number(step)
         self._saver.settle()
-        entries = (entry for entry in self._catalog.entries() if entry.info is not None or entry.damaged)
-        later = [entry.step for entry in entries if entry.step > step]
-        for number in later:
-            self.delete(number)
+        deleted = []
+        with self._cleaner.deleting() as delete:
+            for entry in self._catalog.entries():
+                if entry.step > step and (entry.info is not None or entry.damaged or entry.incomplete):
+                    with contextlib.suppress(FileNotFoundError):
+                        delete(entry)
+                        deleted.append(entry.step)
         self._saver.look_again()
-        return later
+        return deleted
 
     # Following another process.
 

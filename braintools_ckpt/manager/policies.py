@@ -225,11 +225,30 @@ def keep_policy(given: object) -> KeepPolicy:
     if _is_whole(given):
         return KeepLatest(operator.index(given))  # type: ignore[arg-type]
     if isinstance(given, (list, tuple)) and given:
-        policies = list(map(keep_policy, given))
-        return lambda infos, now: {step for policy in policies for step in policy(infos, now)}
+        return KeepAny(tuple(map(keep_policy, given)))
     if callable(given) and not isinstance(given, type):
         return given
     raise TypeError(f"keep must be a policy, several in a list, a number of checkpoints or None, got {given!r}.")
+
+
+@dataclass(frozen=True)
+class KeepAny:
+    """Keep what any of several policies keeps."""
+
+    policies: tuple[KeepPolicy, ...]
+
+    def __call__(self, infos: Sequence[StepInfo], now: float) -> Collection[int]:
+        """Give the steps to keep."""
+        return {step for policy in self.policies for step in policy(infos, now)}
+
+
+def rivals(infos: Sequence[StepInfo], policy: KeepPolicy | None, now: float) -> set[int]:
+    """Give the steps on whose account others are not kept: if one of them is no more, one of the others is to stay."""
+    if isinstance(policy, KeepAny):
+        return {step for part in policy.policies for step in rivals(infos, part, now)}
+    if isinstance(policy, (KeepEvery, KeepYounger, KeepSteps)):  # these look at each step by itself
+        return set()
+    return set() if policy is None else set(policy(infos, now))
 
 
 def to_delete(infos: Sequence[StepInfo], policy: KeepPolicy, now: float, saved: int | None = None) -> list[StepInfo]:

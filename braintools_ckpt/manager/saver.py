@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from ..api import msgpack_save
 from ..arguments import Compression
 from ..async_manager import AsyncManager, SaveFuture
-from ..errors import AlreadyExistsError, CheckpointError, CorruptCheckpointError, StepExistsError
+from ..errors import (
+    AlreadyExistsError,
+    CheckpointError,
+    CorruptCheckpointError,
+    IncompleteCheckpointError,
+    StepExistsError,
+)
 from ..format import reader
 from ..format.unchanged import Earlier
 from ..storage.sources import open_source
 from ..storage.turns import settle
 from .catalog import Catalog
 from .cleaning import Cleaner
-from .policies import KeepPolicy, Moment, to_delete
+from .policies import Moment
+from .retention import Retention
 
 _log = logging.getLogger("braintools_ckpt")
 
@@ -31,8 +39,8 @@ class Saver:
         The directory.
     cleaner : Cleaner
         What deletes checkpoints in it.
-    keep : callable or None
-        The policy; None keeps all.
+    retention : Retention
+        What is done when a step has been saved.
     manager : AsyncManager or None
         What writes in the background.
     compression, durable
@@ -45,7 +53,7 @@ class Saver:
         self,
         catalog: Catalog,
         cleaner: Cleaner,
-        keep: KeepPolicy | None,
+        retention: Retention,
         manager: AsyncManager | None,
         compression: Compression | None,
         durable: bool,
@@ -53,7 +61,7 @@ class Saver:
     ) -> None:
         self._catalog = catalog
         self._cleaner = cleaner
-        self._keep = keep
+        self._retention = retention
         self._manager = manager
         self._compression = compression
         self._durable = durable
@@ -94,49 +102,56 @@ class Saver:
     def _save(
         self, step: int, tree: Any, described: dict[str, Any], overwrite: bool, manager: AsyncManager | None
     ) -> bool:
-        def ended() -> None:
-            self._last = step, described["time"]
-            replaced = self._catalog.known(step)
-            self._catalog.look(step)
-            if replaced is not None:
-                self._cleaner.release(replaced.external)
-            self._delete_what_nobody_keeps(step)
-
-        reporting = None if manager is None else _Reporting(manager, ended)
-        self._catalog.look(step)
-        path = self._catalog.path(step)
-        try:
-            name = msgpack_save(
-                path,
-                tree,
-                overwrite,
-                reporting,  # type: ignore[arg-type]
-                metadata=described,
-                compression=self._compression,
-                durable=self._durable,
-                share_with=self._earlier(),  # type: ignore[arg-type]
-            )
-        except AlreadyExistsError:
-            raise StepExistsError(path, step) from None
-        finally:
-            if reporting is not None and reporting.future is not None:
-                self._begun[step] = described["time"], reporting.future
+        turn = self._turn(step, described["time"])
+        within = None if manager is None else _Within(manager, turn)
+        with turn if within is None else self._telling(step):
+            try:
+                name = msgpack_save(
+                    self._catalog.path(step),
+                    tree,
+                    overwrite,
+                    within,  # type: ignore[arg-type]
+                    metadata=described,
+                    compression=self._compression,
+                    durable=self._durable,
+                    share_with=self._earlier(),
+                )
+            finally:
+                if within is not None and within.future is not None:
+                    self._begun[step] = described["time"], within.future
         if not name:
             _log.warning("Step %d is not saved: the AsyncManager has no room for it.", step)
-            return False
-        if reporting is None:
-            ended()
-        return True
+        return bool(name)
+
+    @contextmanager
+    def _turn(self, step: int, when: float) -> Iterator[None]:
+        """Do what comes before and after the writing of a step."""
+        with self._cleaner.replacing(self._catalog.look(step)), self._telling(step):
+            yield
+        self._last = step, when
+        self._catalog.look(step)
+        self._retention.apply(step)
+
+    @contextmanager
+    def _telling(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except AlreadyExistsError:
+            raise StepExistsError(self._catalog.path(step), step) from None
 
     def _earlier(self) -> Earlier | None:
         """Give the step to share data with: the one that was saved last, if only it has been begun."""
         if not self._share_unchanged:
             return None
         pending = self._pending()
-        infos = self._catalog.infos(trusting=True) if not pending else []
-        if not pending and not infos:
+        if pending:
+            last = max(pending, key=lambda step: (pending[step], step))
+        elif self._last is not None and os.path.lexists(self._catalog.path(self._last[0])):
+            last = self._last[0]
+        elif infos := self._catalog.infos():
+            last = infos[-1].step
+        else:
             return None
-        last = max(pending, key=lambda step: (pending[step], step)) if pending else infos[-1].step
         return Earlier(self._catalog.path(last), external=True)
 
     def _overwrite(self, step: int, force: bool) -> bool:
@@ -154,25 +169,6 @@ class Saver:
         problem = f"is a file that cannot be read ({entry.problem})" if entry.problem else ""
         raise StepExistsError(entry.path, step, problem)
 
-    def _delete_what_nobody_keeps(self, saved: int) -> None:
-        if self._keep is None:
-            return
-        infos = self._catalog.infos(trusting=True)
-        try:
-            unwanted = to_delete(infos, self._keep, time.time(), saved)
-        except Exception:  # noqa: BLE001  (the checkpoint is saved all the same)
-            _log.exception("The policy of what to keep failed: nothing is deleted")
-            return
-        for info in unwanted:
-            try:
-                entry = self._catalog.look(info.step)
-                if entry is not None and entry.info is not None and entry.info.time == info.time:
-                    self._cleaner.delete(entry)
-            except FileNotFoundError:
-                pass
-            except OSError as error:  # it is tried again after the next save
-                _log.warning("%s could not be deleted: %s", info.path, error)
-
     def settle(self, step: int | None = None) -> None:
         """Wait for saves of this manager, or one of them; what fails is told at the next save, wait or close."""
         for number in self._pending():
@@ -186,6 +182,8 @@ def _is_corrupt(path: str) -> bool:
         with open_source(path) as source:
             if reader.is_checkpoint(source):
                 reader.read_blobs(source).verify()
+    except IncompleteCheckpointError:  # what is missing may come
+        return False
     except CorruptCheckpointError:
         return True
     except (CheckpointError, OSError):
@@ -193,12 +191,12 @@ def _is_corrupt(path: str) -> bool:
     return False
 
 
-class _Reporting:
-    """What is needed of an AsyncManager, whose next save does something more when it has succeeded."""
+class _Within:
+    """What is needed of an AsyncManager, whose next save is done within a context."""
 
-    def __init__(self, manager: AsyncManager, ended: Callable[[], None]) -> None:
+    def __init__(self, manager: AsyncManager, context: AbstractContextManager[None]) -> None:
         self._manager = manager
-        self._ended = ended
+        self._context = context
         self.future: SaveFuture | None = None
 
     def reserve(self, save: SaveFuture | None = None) -> SaveFuture | None:
@@ -209,5 +207,5 @@ class _Reporting:
         self._manager.release(future)
 
     def save_async(self, task: Any) -> SaveFuture | None:
-        task.then(self._ended)
+        task.do_within(self._context)
         return self._manager.save_async(task)

@@ -31,6 +31,16 @@ _LONGEST = 255
 _PIECE = 1 << 20
 
 
+def is_external_name(name: str) -> bool:
+    """Tell whether such a file may be called so: by nothing that leads elsewhere, or that no file system takes."""
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        return False
+    # To Windows, a name with a colon may lead to another drive.
+    return bool(EXTERNAL_NAME.fullmatch(name)) and length <= _LONGEST and os.path.basename(name) == name
+
+
 class ExternalFiles:
     """The files beside one checkpoint that is being written.
 
@@ -46,13 +56,16 @@ class ExternalFiles:
         The permission bits that it will have, if they are given.
     given : str
         What errors call it.
+    durable : bool
+        Bring the data to the disk.
     """
 
-    def __init__(self, destination: str, temporary: str, permissions: int | None, given: str) -> None:
+    def __init__(self, destination: str, temporary: str, permissions: int | None, given: str, *, durable: bool) -> None:
         self._destination = destination
         self._temporary = temporary
         self._permissions = permissions
         self._given = given
+        self._durable = durable
         self._kept: dict[LocalSource, list[Range]] = {}
         self._new: FileSink | None = None
         self._new_ranges: list[Range] = []
@@ -63,16 +76,17 @@ class ExternalFiles:
         self._open = contextlib.ExitStack()
 
     def possible(self) -> bool:
-        """Tell whether the file system has hard links."""
+        """Tell whether the file system has hard links, and the name leaves room for others."""
         link: Callable[[str, str], None] | None = getattr(os, "link", None)
-        if link is None or len(os.fsencode(os.path.basename(_random_name(self._destination)))) > _LONGEST:
+        if link is None or not is_external_name(os.path.basename(_random_name(self._destination))):
             return False
         probe = temporary_path(self._destination)
         try:
             link(self._temporary, probe)
         except OSError:
             return False
-        os.unlink(probe)
+        with contextlib.suppress(OSError):  # a temporary file more or less
+            os.unlink(probe)
         return True
 
     def keep(self, at: int, size: int, source: LocalSource, there: int) -> None:
@@ -88,20 +102,22 @@ class ExternalFiles:
             new = self._new = FileSink(fd, name=self._given)
         new.skip(-new.position % _PAGE)
         there = new.position
-        new.write(*data)
+        for piece in data:
+            new.write(piece)
         self._new_ranges.append((at, new.position - there, there))
 
     def settle(self) -> list[tuple[str, list[Range]]]:
         """Give the names that the files will have, and what is in them; after this, nothing is added.
 
-        Of an earlier file that is mostly unused, or has no more than the new one, the data is copied: so not much is
-        kept that nobody needs, and the number of files grows with the logarithm of their size.
+        Of an earlier file that is mostly unused, or has no more than all smaller ones together, the data is copied: so
+        not much is kept that nobody needs, and there are never more files than their total size has bits.
         """
         files = {}
         by_use = {source: sum(size for _, size, _ in ranges) for source, ranges in self._kept.items()}
+        smaller = 0 if self._new is None else self._new.position
         for source in sorted(by_use, key=by_use.__getitem__):
-            new_size = 0 if self._new is None else self._new.position
-            worth = 2 * by_use[source] >= source.size and by_use[source] > new_size
+            worth = 2 * by_use[source] >= source.size and by_use[source] > smaller
+            smaller += by_use[source]
             temporary = self._linked(source) if worth else None
             if temporary is not None:
                 files[temporary] = self._kept[source]
@@ -119,23 +135,31 @@ class ExternalFiles:
         return temporary
 
     def _linked(self, source: LocalSource) -> str | None:
-        """Give a file of an earlier checkpoint another name; None where that cannot be, or it is gone."""
+        """Give a file of an earlier checkpoint another name; None where that cannot be, or it is another by now."""
         temporary = self._named()
         with contextlib.suppress(OSError):
+            if self._durable:  # it may be that of a save that was not
+                sync_file(source.fileno())
             os.link(source.name, temporary)
             os.utime(temporary)  # or it would seem to have been left by somebody long ago
-            if os.path.samestat(os.stat(temporary), os.fstat(source.fileno())):
+            status = os.stat(temporary)
+            if os.path.samestat(status, os.fstat(source.fileno())) and self._may_be_read_alike(status):
                 return temporary
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         del self._names[temporary]
         return None
 
-    def close(self, *, durable: bool) -> None:
+    def _may_be_read_alike(self, status: os.stat_result) -> bool:
+        """Tell whether a file has the permissions that the checkpoint will have."""
+        asked = os.stat(self._temporary).st_mode if self._permissions is None else self._permissions
+        return (status.st_mode ^ asked) & 0o777 == 0
+
+    def close(self) -> None:
         """Close the new file, if there is one, and bring it to the disk before."""
         if self._new is not None:
             set_permissions(self._new.fileno(), self._new_name, self._permissions)
-            if durable:
+            if self._durable:
                 sync_file(self._new.fileno())
         self._open.close()
 

@@ -72,12 +72,12 @@ def atomic_write(
     kept = _permissions(present)
     made = _make_directory(os.path.dirname(destination))
     temporary = temporary_path(destination)
-    external = ExternalFiles(destination, temporary, kept, given)
+    external = ExternalFiles(destination, temporary, kept, given, durable=durable)
     try:
         with create(temporary, kept, given) as fd:
             yield FileSink(fd, name=given, on_bytes=on_bytes, external=external)
             with naming(given):
-                external.close(durable=durable)
+                external.close()
                 set_permissions(fd, temporary, kept)
                 if durable:
                     sync_file(fd)

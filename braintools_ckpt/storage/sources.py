@@ -207,17 +207,15 @@ class LocalSource(BatchSource):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._lock = threading.Lock()
         self._beside: dict[str, LocalSource] = {}
-        super().__init__(os.fsdecode(path), 0)
-        self._open()
-
-    def _open(self) -> None:
-        with naming(self.name):
-            self._file = _open_regular(self.name)
+        name = os.fsdecode(path)
+        with naming(name):
+            self._file = _open_regular(name)
             try:
-                self.size = os.fstat(self._file.fileno()).st_size
+                size = os.fstat(self._file.fileno()).st_size
             except BaseException:
                 self._file.close()
                 raise
+        super().__init__(name, size)
 
     def is_current(self) -> bool:
         """Tell whether the open file is what stands at the path now."""
@@ -225,17 +223,6 @@ class LocalSource(BatchSource):
             return os.path.samestat(os.stat(self.name), os.fstat(self._file.fileno()))
         except FileNotFoundError:
             return False
-
-    def open_again(self) -> None:
-        """Open what stands at the path now.
-
-        Raises
-        ------
-        CheckpointNotFoundError
-            Nothing exists there any more.
-        """
-        self.close()
-        self._open()
 
     def beside(self, name: str) -> LocalSource:
         """Open a file of the same directory, which is closed with this one.

@@ -26,7 +26,7 @@ import sys
 import time
 from _thread import get_ident
 from collections.abc import Callable, Hashable, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import takewhile
 from typing import Any
 
@@ -68,15 +68,15 @@ class Save(Outcome):
         self.crew = crew
         self._giver = get_ident()
         self._task = task
-        self._then: Callable[[], object] | None = None
+        self._within: AbstractContextManager[object] | None = None
 
     def prepare(self, task: Callable[[], Any], place: Hashable, nbytes: int) -> None:
         """Say what is to be done."""
         self._task, self.place, self.nbytes = task, place, nbytes
 
-    def then(self, more: Callable[[], object]) -> None:
-        """Do something more when the task has succeeded, before the turn is over."""
-        self._then = more
+    def do_within(self, context: AbstractContextManager[object]) -> None:
+        """Let the task be done in a context, before the turn is over."""
+        self._within = context
 
     @property
     def thread(self) -> int | None:
@@ -90,7 +90,7 @@ class Save(Outcome):
         """Give it up, unless it has begun; what it holds is free then."""
         cancelled = super().cancel()
         if cancelled:
-            self._task = self._then = None
+            self._task = self._within = None
             start_due()
         return cancelled
 
@@ -104,7 +104,7 @@ class Save(Outcome):
             return self._do()
         finally:
             self.is_over = True
-            self._task = self._then = None
+            self._task = self._within = None
             self._latch.set()
             start_due()
 
@@ -138,7 +138,7 @@ class Save(Outcome):
         finally:
             if claim.by[:1] == [token]:
                 self.is_over = True
-                self._task = self._then = None
+                self._task = self._within = None
                 if self._calls:  # callbacks take their own time: another thread may go on with what is due
                     rest()
                 try:
@@ -155,10 +155,8 @@ class Save(Outcome):
         task, self._task = self._task, None
         if task is None:
             raise RuntimeError("A save can be done only once.")
-        result = task()
-        if self._then is not None:
-            self._then()
-        return result
+        with self._within or nullcontext():
+            return task()
 
     def _ahead(self) -> list[Save]:
         """Give what is before it at its place."""
