@@ -192,11 +192,14 @@ class Run(RuleBasedStateMachine):
     @initialize(keep=st.sampled_from([None, KeepLatest(2), KeepLatest(1)]))
     def begin(self, keep):
         self.folder = tempfile.mkdtemp()
+        self.patch = pytest.MonkeyPatch()
+        fine_clock(self.patch.setattr)  # what is seen may not depend on how fast this runs
         self.keep = keep
         self.manager = run(self.folder, keep=keep)
         self.files = {}
         self.orphans = False
         self.changed = set()
+        self.times = 0
         self.step = 0
         self.values = [0] * 5
 
@@ -245,6 +248,8 @@ class Run(RuleBasedStateMachine):
             if target.exists() and target.stat().st_nlink > 1:
                 target.unlink()  # to write into it would change the other one, too
             COPIES[how](source, target)
+            self.times += 1
+            os.utime(target, ns=(self.times, self.times))
         else:
             target.unlink(missing_ok=True)
             (os.replace if how == "move" else os.link)(source, target)
@@ -275,6 +280,7 @@ class Run(RuleBasedStateMachine):
     def teardown(self):
         if hasattr(self, "folder"):
             shutil.rmtree(self.folder)
+            self.patch.undo()
 
 
 TestRun = Run.TestCase

@@ -53,6 +53,7 @@ class Unchanged:
             return
         self._sink = sink
         self._external = sink.external if earlier.external else None
+        self._asked_for_links = earlier.external
         try:
             self._source = LocalSource(earlier.path)
             blobs = reader.read_blobs(self._source)
@@ -124,7 +125,7 @@ class Unchanged:
             self._external = None
         if self._external is None and self._source is not None:
             self._places = {}
-            _say_refused(os.path.dirname(self._source.name))
+            _say_refused(os.path.dirname(self._source.name), self._asked_for_links)
 
     def settle(self) -> list[list[Any]]:
         """Give what the index says of files beside the new checkpoint; after this, nothing can be shared."""
@@ -146,9 +147,10 @@ class Unchanged:
 
 
 @functools.cache
-def _say_refused(directory: str) -> None:
+def _say_refused(directory: str, asked_for_links: bool) -> None:
     _log.warning(
         "What is unchanged is written again: no data can be shared with files in %s, as the file system does not do "
-        "that (btrfs and XFS do), or is another one.",
+        "that (btrfs and XFS do)%s, or is another one.",
         directory,
+        " and has no hard links, or the name of the checkpoint is too long for further ones" if asked_for_links else "",
     )

@@ -79,7 +79,7 @@ class CheckpointManager:
         Do not write again arrays of at least 1 MiB that the step before has as well. On btrfs and XFS files share them,
         see ``share_with`` of `msgpack_save`. Where there are hard links alone, as on ext4, they stand in a file beside
         the checkpoint, ``<its name>.shared-<number>``, which has to be copied along, or see :meth:`export`. Each step
-        stays whole when others are deleted.
+        stays whole when others are deleted. An array is written a second time when it is first found unchanged.
 
     Raises
     ------
@@ -90,6 +90,8 @@ class CheckpointManager:
     -----
     The number of a step is that in the file's name: that of steps done, as in the example, so that a run that finds
     nothing begins at 0.
+
+    Making a manager removes temporary files of processes that were killed.
 
     Examples
     --------
@@ -183,7 +185,8 @@ class CheckpointManager:
         Raises
         ------
         StepExistsError
-            If there is a checkpoint of this step, or a file that is none. What is corrupt is replaced.
+            If there is a checkpoint of this step, or a file that is none, or one that lacks data which may be put back.
+            What is corrupt is replaced.
         SystemExit
             If a signal has asked the process to end: then the step has been saved.
         Exception

@@ -38,7 +38,7 @@ def links_alone(patch=setattr):
 
 def fine_clock(patch=setattr):
     """Let no file be looked at again because the clock could not tell a change."""
-    patch(catalog.time, "time_ns", lambda: 1 << 62)
+    patch(catalog, "_mark", lambda status: (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
 def array(seed, size=SIZE):

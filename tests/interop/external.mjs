@@ -1,13 +1,12 @@
 // Data in other files: what the feature `external` of docs/format.md asks for.
 
-import { closeSync, openSync, readSync, statSync } from "node:fs";
+import { closeSync, lstatSync, openSync, readSync } from "node:fs";
 import { join } from "node:path";
 
 import { Missing, require } from "./msgpack.mjs";
 
 const MAX_FILES = 64;
 const NAME = /^[^/\\\0]+\.shared-[0-9a-f]{8}$/;
-const ABSENT = new Set(["ENOENT", "ENAMETOOLONG"]); // there can be no file of a name that is too long
 
 /** The table: files, each `{ name, ranges }`. All of it is checked before any of these files is looked for. */
 export function parseExternal(external, blobs) {
@@ -27,8 +26,10 @@ export function parseExternal(external, blobs) {
 function parseFile(row) {
   require(Array.isArray(row) && row.length === 2, "external of another form");
   const [name, data] = row;
-  require(typeof name === "string" && NAME.test(name), `the name ${JSON.stringify(String(name))} of another file`);
-  require(data instanceof Uint8Array && data.length % 24 === 0, `ranges in ${name} that are none`);
+  const isName = typeof name === "string" && NAME.test(name) && new TextEncoder().encode(name).length <= 255;
+  require(isName, `the name ${JSON.stringify(String(name))} of another file`);
+  const isBytes = data instanceof Uint8Array;
+  require(isBytes && data.length > 0 && data.length % 24 === 0, `ranges in ${name} that are none`);
   const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
   const ranges = Array.from({ length: data.length / 24 }, (_, i) => {
     const [at, size, from] = [0, 8, 16].map((place) => view.getBigUint64(24 * i + place, true));
@@ -74,9 +75,9 @@ export function fill(bytes, files, folder) {
 function sizeOf(path, name) {
   let found;
   try {
-    found = statSync(path, { bigint: true });
+    found = lstatSync(path, { bigint: true }); // a link could lead anywhere
   } catch (error) {
-    if (ABSENT.has(error.code)) throw new Missing(name);
+    if (error.code === "ENOENT") throw new Missing(name);
     throw error;
   }
   require(found.isFile(), `${name} is no regular file`);

@@ -4,7 +4,7 @@
 //
 // Without arguments the names come from standard input, one a line; a line "base64:..." is a file itself.
 
-import { readFileSync } from "node:fs";
+import { readFileSync, realpathSync } from "node:fs";
 import { dirname } from "node:path";
 import { createInterface } from "node:readline";
 
@@ -97,7 +97,7 @@ function read(bytes, folder) {
 function line(name) {
   try {
     if (name.startsWith("base64:")) return JSON.stringify(read(Buffer.from(name.slice(7), "base64")));
-    return JSON.stringify(read(readFileSync(name), dirname(name)));
+    return JSON.stringify(read(readFileSync(name), dirname(realpathSync(name))));
   } catch (error) {
     if (error instanceof Missing) return JSON.stringify({ missing: error.message });
     if (error instanceof Refused) return JSON.stringify({ refused: error.message });
