@@ -159,7 +159,7 @@ def test_what_is_raw_is_mapped_and_what_is_compressed_is_read(tmp_path):
     path = bt.msgpack_save(tmp_path / "x", tree, compression="zstd")
     with bt.open_checkpoint(path, mmap=True) as checkpoint:
         arrays = checkpoint._document.arrays
-        mapped = np.frombuffer(arrays._unused_mapping([]), np.uint8)
+        mapped = np.frombuffer(arrays._unused_mapping([])(0, checkpoint.size), np.uint8)
         assert np.shares_memory(mapped, checkpoint["raw"])
         assert not np.shares_memory(mapped, checkpoint["zeros"])
     loaded = bt.msgpack_load(path, mmap=True)
