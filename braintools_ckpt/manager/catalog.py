@@ -7,7 +7,6 @@ import math
 import operator
 import os
 import stat
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +49,9 @@ class Entry:
         return (IncompleteCheckpointError if self.incomplete else CorruptCheckpointError)(self.problem)
 
 
+_Known: TypeAlias = dict[str, tuple[_Mark | None, Entry]]
+
+
 class Catalog:
     """The files of a directory that are called like steps; one that was read is read again only if it has changed.
 
@@ -64,8 +66,9 @@ class Catalog:
     def __init__(self, directory: str, names: StepNames) -> None:
         self.directory = directory
         self.names = names
-        self._lock = threading.RLock()
-        self._known: dict[str, tuple[_Mark | None, Entry]] = {}
+        #: No lock keeps several threads from it, as a signal handler may save in the midst of anything: what one of
+        #: them misses is read again.
+        self._known: _Known = {}
         self._told: set[str] = set()
 
     def path(self, step: int) -> str:
@@ -81,15 +84,16 @@ class Catalog:
             Take it that files have not changed whose names and numbers (those of the file system) are what they were.
             To list these takes little time, to look at each file much.
         """
-        with self._lock:
-            for _ in range(_TRIES):
-                if self._list(trusting):
-                    break  # else all that there was is gone, so something else has come
-            return sorted((entry for _, entry in self._known.values()), key=operator.attrgetter("step"))
+        for attempt in range(_TRIES):
+            known, vanished = self._list(trusting)
+            # Where another process saves and deletes, one look may miss both what was there and what has come.
+            if any(entry.info is not None for _, entry in known.values()) or (attempt and not vanished):
+                break
+        return sorted((entry for _, entry in known.values()), key=operator.attrgetter("step"))
 
-    def _list(self, trusting: bool) -> bool:
-        """Look at the directory; false if it had files, and none of them was left when they were looked at."""
-        found: dict[str, tuple[_Mark | None, Entry]] = {}
+    def _list(self, trusting: bool) -> tuple[_Known, bool]:
+        """Look at the directory; tell whether a file was gone when it was looked at."""
+        found: _Known = {}
         vanished = False
         for name, inode in self.files():
             entry = self._known.get(name)
@@ -100,7 +104,7 @@ class Catalog:
             if entry is not None:
                 found[name] = entry
         self._known = found
-        return bool(found) or not vanished
+        return found, vanished
 
     def infos(self, *, trusting: bool = False) -> list[StepInfo]:
         """Give what is known of all valid checkpoints, the lowest step first; as `entries` does."""
@@ -109,13 +113,12 @@ class Catalog:
     def look(self, step: int) -> Entry | None:
         """Look at the file of one step; None if there is none."""
         name = self.names.of(step)
-        with self._lock:
-            found = self._look(name, step)
-            if found is None:
-                self._known.pop(name, None)
-                return None
-            self._known[name] = found
-            return found[1]
+        found = self._look(name, step)
+        if found is None:
+            self._known.pop(name, None)
+            return None
+        self._known[name] = found
+        return found[1]
 
     def files(self) -> list[tuple[str, int]]:
         """Give the names in the directory, and the numbers by which the file system knows the files."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from ..errors import CorruptCheckpointError, InvalidCheckpointPath, UnsupportedVersionError
-from ..format import reader
+from ..format import layout, reader
 from ..storage.external import EXTERNAL_NAME
 from ..storage.sources import LocalSource
 from ..storage.temporary import TEMPORARY_NAME, clean_temporaries, temporary_path
@@ -35,9 +35,9 @@ class Cleaner:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._lock = threading.RLock()  # a signal handler may save in the midst of a save
-        #: Names of files that had data of what is gone.
+        #: Names of files that had data of what is gone. (No lock: a signal handler may save in the midst of anything.)
         self._waiting: set[str] = set()
+        self._told: set[str] = set()
         #: What files refer to that are not called like steps, or are not whole: by name, with what they are known by.
         self._others: dict[str, tuple[tuple[int, ...], list[str]]] = {}
 
@@ -50,7 +50,7 @@ class Cleaner:
         aside: list[str] = []
 
         def delete(entry: Entry) -> None:
-            external = self._external(entry)
+            external = self._external(entry) or self._called_like(entry)
             if not external:
                 os.unlink(entry.path)
                 return
@@ -59,7 +59,7 @@ class Cleaner:
                 os.utime(entry.path)  # or it would seem to have been left by somebody long ago
             os.rename(entry.path, temporary := temporary_path(entry.path))
             aside.append(temporary)
-            self._wait_for(external)
+            self._waiting.update(external)
 
         try:
             yield delete
@@ -75,11 +75,12 @@ class Cleaner:
             return
         aside = temporary_path(entry.path)
         with suppress(OSError):  # by this, `clean` finds what is to be deleted when the process is killed
+            os.utime(entry.path)
             os.link(entry.path, aside)
         try:
             yield
         finally:  # if it has not been replaced, it is seen to refer to them
-            self._wait_for(external)
+            self._waiting.update(external)
             self._finish([aside])
 
     def clean(self) -> None:
@@ -93,7 +94,7 @@ class Cleaner:
     def _release_for(self, temporary: str) -> None:
         """Delete what a checkpoint refers to that has a temporary name: it was being saved, or deleted."""
         with suppress(InvalidCheckpointPath, OSError):
-            self._wait_for(_names_in(temporary))
+            self._waiting.update(_names_in(temporary))
             self._finish([])
 
     def _tell_unreferred(self, paths: Iterable[str]) -> None:
@@ -115,22 +116,18 @@ class Cleaner:
 
     # What may go.
 
-    def _wait_for(self, names: Iterable[str]) -> None:
-        with self._lock:
-            self._waiting.update(names)
-
     def _finish(self, aside: list[str]) -> None:
         """Remove what was set aside, but first what only that had; what cannot be is tried again the next time."""
-        with self._lock:
-            try:
-                referred = self._referred() if self._waiting else None
-            except OSError as error:
-                _log.warning("It cannot be found out what may be deleted: %s", error)
-                referred = None
-            if referred is not None:
-                gone, self._waiting = self._waiting - referred, set()
-                for name in gone:
-                    self._unlink(name)
+        names = set(self._waiting)
+        try:
+            referred = self._referred() if names else None
+        except OSError as error:
+            _log.warning("It cannot be found out what may be deleted: %s", error)
+            referred = None
+        if referred is not None:
+            self._waiting.difference_update(names)
+            for name in names - referred:
+                self._unlink(name)
         for path in aside:
             with suppress(OSError):  # another process may have taken it for what was left
                 os.unlink(path)
@@ -148,12 +145,15 @@ class Cleaner:
         return os.path.join(self._catalog.directory, name)
 
     def _external(self, entry: Entry) -> list[str]:
-        """Give the names of files beside a checkpoint; of one whose index cannot be read, those called like it."""
-        if entry.info is not None or os.path.islink(entry.path):
+        """Give the names of the files that have data of a checkpoint."""
+        if entry.info is not None:
             return list(entry.external)
-        names = self._names_of(os.path.basename(entry.path))
-        if names:
-            return names
+        return self._names_of(os.path.basename(entry.path)) or []
+
+    def _called_like(self, entry: Entry) -> list[str]:
+        """Give the files that are called like a checkpoint, if it does not tell them any more."""
+        if entry.info is not None or os.path.islink(entry.path):
+            return []
         own = f"{os.path.basename(entry.path)}.shared-"
         return [name for name, _ in self._catalog.files() if EXTERNAL_NAME.fullmatch(name) and name.startswith(own)]
 
@@ -167,25 +167,39 @@ class Cleaner:
             elif not EXTERNAL_NAME.fullmatch(name) and not TEMPORARY_NAME.fullmatch(name):
                 names = self._names_of(name)
                 if names is None:
+                    self._tell_unknown(name)
                     return None
                 referred.update(names)
         return referred
+
+    def _tell_unknown(self, name: str) -> None:
+        if name not in self._told:
+            self._told.add(name)
+            _log.warning(
+                "%s cannot be read now. As long as it may be a copy of a checkpoint, no file beside is deleted.",
+                self._path(name),
+            )
 
     def _names_of(self, name: str) -> list[str] | None:
         """Give the names that a file refers to; None if that is unknown."""
         path = self._path(name)
         try:
-            status = os.stat(path)
+            status = os.lstat(path)
+            is_young = status.st_mtime > time.time() - _LEAST_AGE
+            if stat.S_ISLNK(status.st_mode):  # those of a link are its target's
+                return []
+            if is_young and status.st_size < layout.HEADER_SIZE:  # a copy that has just been begun
+                return None
             mark = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
             known = self._others.get(name)
-            if known is None or known[0] != mark or status.st_mtime > time.time() - _LEAST_AGE:
+            if known is None or known[0] != mark or is_young:
                 known = self._others[name] = mark, _names_in(path)
         except FileNotFoundError:
             return []
         except UnsupportedVersionError:  # it may refer to anything
             return None
         except CorruptCheckpointError:  # without its index it cannot be read, with all its data; but it may be growing
-            return None if status.st_mtime > time.time() - _LEAST_AGE else []
+            return None if is_young else []
         except InvalidCheckpointPath:  # no file at all
             return []
         except OSError:

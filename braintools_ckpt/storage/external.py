@@ -140,8 +140,8 @@ class ExternalFiles:
         with contextlib.suppress(OSError):
             if self._durable:  # it may be that of a save that was not
                 sync_file(source.fileno())
+            os.utime(source.name)  # or its new name would seem to have been left by somebody long ago
             os.link(source.name, temporary)
-            os.utime(temporary)  # or it would seem to have been left by somebody long ago
             status = os.stat(temporary)
             if os.path.samestat(status, os.fstat(source.fileno())) and self._may_be_read_alike(status):
                 return temporary

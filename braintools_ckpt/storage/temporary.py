@@ -191,7 +191,7 @@ def _is_old(entry: os.DirEntry[str], latest: float) -> bool:
 def _remove_unused(path: str, first: Callable[[str], object] | None) -> bool:
     try:
         if fcntl is not None:
-            fd = os.open(path, os.O_WRONLY)  # NFS locks only what is open for writing
+            fd = _opened_to_lock(path)
             try:
                 if not _lock(fd):
                     return False
@@ -203,6 +203,13 @@ def _remove_unused(path: str, first: Callable[[str], object] | None) -> bool:
     except OSError:  # gone by now, or not ours to remove
         return False
     return True
+
+
+def _opened_to_lock(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY)  # NFS locks only what is open for writing
+    except PermissionError:
+        return os.open(path, os.O_RDONLY)
 
 
 def _lock(fd: int) -> bool:

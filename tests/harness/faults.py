@@ -46,6 +46,7 @@ CALLS = {
     "rename": os,
     "link": os,
     "unlink": os,
+    "utime": os,
     "mkdir": os,
     "fchmod": os,
     "chmod": os,
