@@ -12,7 +12,8 @@ from typing import Any, Self
 import numpy as np
 
 from ..errors import CheckpointError
-from ..storage.sinks import FileSink, Sink
+from ..storage.external import CheckpointSink
+from ..storage.sinks import Sink
 from ..storage.sources import LocalSource
 from ..storage.spliced import SplicedSource
 from . import layout, reader
@@ -42,14 +43,14 @@ class Unchanged:
     earlier : Earlier or None
         If it is no checkpoint, or not there any more, nothing is shared.
     sink : Sink
-        Where the new one is written to; only a `FileSink` can share data.
+        Where the new one is written to; only a `CheckpointSink` can share data.
     """
 
     def __init__(self, earlier: Earlier | None, sink: Sink) -> None:
         self._places: dict[tuple[int, ...], list[int]] = {}
         self._source: LocalSource | None = None
         self._clones = True
-        if earlier is None or not isinstance(sink, FileSink):
+        if earlier is None or not isinstance(sink, CheckpointSink):
             return
         self._sink = sink
         self._external = sink.external if earlier.external else None

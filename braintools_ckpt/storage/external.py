@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
-from .sinks import FileSink
+from .sinks import FileSink, OnBytes
 from .sources import LocalSource
 from .temporary import create, set_permissions, sync_file, temporary_path
 
@@ -189,6 +189,14 @@ class ExternalFiles:
             return False
         except OSError:  # rather leave something than lose it
             return True
+
+
+class CheckpointSink(FileSink):
+    """A sink of a file beside which others may have a part of its data; see `FileSink` for the parameters."""
+
+    def __init__(self, fd: int, external: ExternalFiles, *, name: str, on_bytes: OnBytes | None = None) -> None:
+        super().__init__(fd, name=name, on_bytes=on_bytes)
+        self.external = external
 
 
 def _random_name(destination: str) -> str:

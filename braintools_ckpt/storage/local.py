@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from ..errors import AlreadyExistsError, InvalidCheckpointPath
-from .external import ExternalFiles
-from .sinks import FileSink, OnBytes
+from .external import CheckpointSink, ExternalFiles
+from .sinks import OnBytes
 from .temporary import NOT_SUPPORTED, create, discard, naming, set_permissions, sync_file, temporary_path
 
 
@@ -25,7 +25,7 @@ def atomic_write(
     overwrite: bool = True,
     durable: bool = True,
     on_bytes: OnBytes | None = None,
-) -> Iterator[FileSink]:
+) -> Iterator[CheckpointSink]:
     """Write a file that appears whole when the block ends, or not at all when it raises.
 
     Parameters
@@ -42,7 +42,7 @@ def atomic_write(
 
     Yields
     ------
-    FileSink
+    CheckpointSink
         The place to write to.
 
     Raises
@@ -75,7 +75,7 @@ def atomic_write(
     external = ExternalFiles(destination, temporary, kept, given, durable=durable)
     try:
         with create(temporary, kept, given) as fd:
-            yield FileSink(fd, name=given, on_bytes=on_bytes, external=external)
+            yield CheckpointSink(fd, external, name=given, on_bytes=on_bytes)
             with naming(given):
                 external.close()
                 set_permissions(fd, temporary, kept)

@@ -8,13 +8,10 @@ import os
 import struct
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from .buffers import Buffer as Buffer
 from .buffers import batches, drop
-
-if TYPE_CHECKING:
-    from .external import ExternalFiles
 
 fcntl: ModuleType | None
 try:
@@ -90,8 +87,6 @@ class FileSink(_PieceSink):
         The path that errors name.
     on_bytes : callable, optional
         Called with the number of bytes after each piece that was written.
-    external : ExternalFiles, optional
-        Files beside this one that may have a part of its data.
 
     Examples
     --------
@@ -103,17 +98,9 @@ class FileSink(_PieceSink):
     11
     """
 
-    def __init__(
-        self,
-        fd: int,
-        *,
-        name: str | None = None,
-        on_bytes: OnBytes | None = None,
-        external: ExternalFiles | None = None,
-    ) -> None:
+    def __init__(self, fd: int, *, name: str | None = None, on_bytes: OnBytes | None = None) -> None:
         super().__init__(name, on_bytes)
         self._fd = fd
-        self.external = external
 
     def fileno(self) -> int:
         """Give the file's descriptor."""
