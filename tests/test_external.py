@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -733,6 +734,21 @@ def test_a_copy_that_has_just_begun(size, tmp_path):
     manager.delete(3)
     (tmp_path / "best").write_bytes(data)
     assert equal(msgpack_load(tmp_path / "best"), tree(3))
+
+
+@pytest.mark.parametrize("name", [".nfs00000012", "metrics.jsonl", "notes", "plots"])
+def test_what_is_no_copy_is_in_the_way_of_nothing(name, tmp_path):
+    manager = filled(tmp_path)
+    if name == "plots":
+        (tmp_path / name).mkdir()
+    elif name == ".nfs00000012":
+        os.link(path(tmp_path, 3), tmp_path / name)
+    else:
+        (tmp_path / name).write_text("{}\n" * 20 if name == "metrics.jsonl" else "")
+        if name == "notes":
+            os.utime(tmp_path / name, (time.time() - 60,) * 2)
+    manager.delete(3)
+    assert beside(tmp_path, 3) == []
 
 
 def test_a_damaged_step_does_not_hide_that_others_have_come(tmp_path, monkeypatch):

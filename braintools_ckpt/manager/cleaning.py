@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,10 @@ from .catalog import Catalog, Entry
 _log = logging.getLogger("braintools_ckpt")
 #: Seconds for which what cannot be read may be a file that is being copied, and what nothing refers to may yet be.
 _LEAST_AGE = 3600.0
+#: Seconds after which a file that has not even a header is no copy that has just been begun.
+_BEGINNING = 10.0
+#: How files are called that nobody has made by copying a checkpoint: the last ones are deleted, but still open.
+_NO_CHECKPOINT = re.compile(rf"{EXTERNAL_NAME.pattern}|{TEMPORARY_NAME.pattern}|\.nfs[0-9a-f]+", re.DOTALL)
 
 
 class Cleaner:
@@ -164,7 +169,7 @@ class Cleaner:
         for name, _ in self._catalog.files():
             if name in whole:
                 referred.update(whole[name].external)
-            elif not EXTERNAL_NAME.fullmatch(name) and not TEMPORARY_NAME.fullmatch(name):
+            elif not _NO_CHECKPOINT.fullmatch(name):
                 names = self._names_of(name)
                 if names is None:
                     self._tell_unknown(name)
@@ -185,10 +190,11 @@ class Cleaner:
         path = self._path(name)
         try:
             status = os.lstat(path)
-            is_young = status.st_mtime > time.time() - _LEAST_AGE
+            age = time.time() - status.st_mtime
+            is_young = age < _LEAST_AGE
             if stat.S_ISLNK(status.st_mode):  # those of a link are its target's
                 return []
-            if is_young and status.st_size < layout.HEADER_SIZE:  # a copy that has just been begun
+            if age < _BEGINNING and status.st_size < layout.HEADER_SIZE:
                 return None
             mark = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
             known = self._others.get(name)
