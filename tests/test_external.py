@@ -751,24 +751,6 @@ def test_what_is_no_copy_is_in_the_way_of_nothing(name, tmp_path):
     assert beside(tmp_path, 3) == []
 
 
-def test_a_damaged_step_does_not_hide_that_others_have_come(tmp_path, monkeypatch):
-    path(tmp_path, 0).write_bytes(b"damaged")
-    manager = run(tmp_path, keep=KeepLatest(1))
-    manager.save(1, tree(1))
-    reader = run(tmp_path)
-    real = Catalog.files
-
-    def then_saved(self):
-        files = real(self)
-        monkeypatch.setattr(Catalog, "files", real)
-        manager.save(manager.latest_step() + 1, tree(1))
-        return files
-
-    for use in (reader.latest_step, reader.restore, lambda: reader.restore_or(None)[1]):
-        monkeypatch.setattr(Catalog, "files", then_saved)
-        assert use() is not None
-
-
 def test_a_signal_handler_saves_in_the_midst_of_a_listing(tmp_path, monkeypatch):
     with run(tmp_path, async_save=True) as manager:
         manager.save(1, tree(1))
@@ -910,7 +892,10 @@ def test_other_permissions_ask_for_a_file_of_their_own(tmp_path):
     assert beside(tmp_path, 5)[0].stat().st_ino == beside(tmp_path, 4)[0].stat().st_ino
 
 
-def test_a_reader_never_sees_nothing_while_there_is_something(tmp_path, monkeypatch):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_reader_never_sees_nothing_while_there_is_something(damaged, tmp_path, monkeypatch):
+    if damaged:
+        path(tmp_path, 0).write_bytes(b"damaged")
     manager = run(tmp_path, keep=KeepLatest(1))
     manager.save(1, tree(1))
     reader = run(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import types
@@ -10,6 +11,8 @@ import pytest
 
 from braintools_ckpt import CheckpointManager, KeepBest, KeepEvery, KeepLatest
 from braintools_ckpt.manager import catalog
+from braintools_ckpt.manager.catalog import Catalog
+from braintools_ckpt.manager.names import StepNames
 
 OLD = 1_000_000_000
 
@@ -72,6 +75,28 @@ def test_files_that_came_and_went_are_seen(tmp_path, looks):
     os.unlink(manager.info(1).path)
     manager.save(8, {"step": 8})
     assert manager.all_steps() == [2, 7, 8]
+
+
+def test_a_listing_while_another_thread_looks_at_a_new_file(tmp_path, monkeypatch):
+    manager = filled(tmp_path, range(4))
+    source, files = manager.info(0).path, Catalog(str(tmp_path), StepNames("{step:010}.ckpt"))
+    real, numbers = Catalog._look, itertools.count(1000)
+
+    class Interrupted:
+        """An entry, at which another thread or a signal handler comes in between."""
+
+        def __init__(self, step):
+            self.step = step
+
+        @property
+        def info(self):
+            monkeypatch.setattr(Catalog, "_look", real)
+            os.link(source, files.path(new := next(numbers)))
+            assert files.look(new) is not None
+            return None
+
+    monkeypatch.setattr(Catalog, "_look", lambda self, name, step: (None, Interrupted(step)))
+    assert [entry.step for entry in files.entries()][:4] == [0, 1, 2, 3]
 
 
 def test_what_is_better_is_looked_at_before_others_are_deleted_for_it(tmp_path, looks):

@@ -67,7 +67,7 @@ class Catalog:
         self.directory = directory
         self.names = names
         #: No lock keeps several threads from it, as a signal handler may save in the midst of anything: what one of
-        #: them misses is read again.
+        #: them misses is read again. It is never gone over, only asked.
         self._known: _Known = {}
         self._told: set[str] = set()
 
@@ -85,13 +85,13 @@ class Catalog:
             To list these takes little time, to look at each file much.
         """
         for attempt in range(_TRIES):
-            known, vanished = self._list(trusting)
+            entries, vanished = self._list(trusting)
             # Where another process saves and deletes, one look may miss both what was there and what has come.
-            if any(entry.info is not None for _, entry in known.values()) or (attempt and not vanished):
+            if any(entry.info is not None for entry in entries) or (attempt and not vanished):
                 break
-        return sorted((entry for _, entry in known.values()), key=operator.attrgetter("step"))
+        return sorted(entries, key=operator.attrgetter("step"))
 
-    def _list(self, trusting: bool) -> tuple[_Known, bool]:
+    def _list(self, trusting: bool) -> tuple[list[Entry], bool]:
         """Look at the directory; tell whether a file was gone when it was looked at."""
         found: _Known = {}
         vanished = False
@@ -103,8 +103,9 @@ class Catalog:
                 vanished |= step is not None and entry is None
             if entry is not None:
                 found[name] = entry
+        entries = [entry for _, entry in found.values()]  # before another thread can add to it
         self._known = found
-        return found, vanished
+        return entries, vanished
 
     def infos(self, *, trusting: bool = False) -> list[StepInfo]:
         """Give what is known of all valid checkpoints, the lowest step first; as `entries` does."""
