@@ -614,7 +614,7 @@ def test_files_that_nothing_refers_to(tmp_path, caplog):
     run(tmp_path)
     assert file.exists()  # it may belong to a step which somebody has moved elsewhere, and will put back
     (record,) = caplog.records
-    assert f"1 files in {tmp_path}, such as {file.name}, have data of checkpoints that are not there" in record.message
+    assert f"In {tmp_path} there is data of checkpoints that are not there any more: {file.name}." in record.message
 
 
 @pytest.mark.parametrize("how", COPIES)

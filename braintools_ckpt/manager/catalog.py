@@ -191,7 +191,9 @@ def _is_ours(path: str) -> bool:
 def _read(path: str, step: int, status: os.stat_result) -> Entry:
     with LocalSource(path) as source:  # not by open_checkpoint, which waits for saves that are on their way
         metadata = _metadata(source)
-        external = () if os.path.islink(path) else tuple(source.all_beside)  # those of a link are its target's
+        external = tuple(source.all_beside)
+    if external and os.path.islink(path):  # those of a link are its target's
+        external = ()
     metrics, own, when = (metadata.get(key) for key in ("metrics", "metadata", "time"))
     saved = _finite(when)
     info = StepInfo(

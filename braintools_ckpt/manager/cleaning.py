@@ -112,11 +112,11 @@ class Cleaner:
                     old.append(path)
         if old:
             _log.warning(
-                "%d files in %s, such as %s, have data of checkpoints that are not there any more. They may be deleted "
-                "if these are not to be put back.",
-                len(old),
+                "In %s there is data of checkpoints that are not there any more: %s%s. It may be deleted if these are "
+                "not to be put back.",
                 self._catalog.directory,
                 os.path.basename(old[0]),
+                f" and {len(old) - 1} more" if len(old) > 1 else "",
             )
 
     # What may go.
